@@ -1,0 +1,1 @@
+"""One embedding model that retrieves and reranks. Start with `Engine`."""

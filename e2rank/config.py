@@ -1,0 +1,58 @@
+"""Settings: frozen dataclasses that refuse nonsense, and TOML recipes that fill them."""
+
+import dataclasses
+import difflib
+import tomllib
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class IndexConfig:
+    """How an index is built.
+
+    Args:
+        factory: FAISS's own index_factory language: "Flat" is exact; "HNSW32,Flat",
+            "IVF256,Flat" and "OPQ48,IVF256,PQ48" trade recall for speed or size. The metric is
+            always cosine.
+        batch: documents encoded and made durable at a time; a killed build loses at most one.
+        train_rows: rows a trained factory learns from, taken evenly over the corpus.
+        nprobe: IVF lists visited by a search; None keeps FAISS's default of 1.
+        ef_search: HNSW beam of a search; None keeps FAISS's default of 16.
+    """
+
+    factory: str = "Flat"
+    batch: int = 1024
+    train_rows: int = 262_144
+    nprobe: int | None = None
+    ef_search: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that could not build an index.
+
+        Raises:
+            ValueError: naming the field, its value and what it must be.
+        """
+        if not self.factory:
+            raise ValueError("factory is empty; pass a FAISS factory string such as 'Flat'")
+        for name in ("batch", "train_rows", "nprobe", "ef_search"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+
+
+def load_recipe(cls: type[T], path: str | Path) -> T:
+    """Read the TOML file `path` into dataclass `cls`.
+
+    Raises:
+        ValueError: for a key that is not a field of `cls`, with the nearest field's name.
+    """
+    table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in table.keys() - set(names):
+        near = difflib.get_close_matches(key, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{path}: {cls.__name__} has no field {key!r}{hint}")
+    return cls(**table)

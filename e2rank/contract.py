@@ -1,0 +1,149 @@
+"""The contract: every text a model is shown, where it is cut, and where it is pooled.
+
+A model understands the wording it was trained on and no other, so the wording travels with the
+weights: it is saved beside the index and hashed into its fingerprint.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+import xxhash
+
+Family = Literal["bidirectional", "decoder"]
+Pooling = Literal["mean", "cls", "last"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Contract:
+    """How one model is spoken to.
+
+    A query is shown as query_prefix + text + query_suffix, a document likewise. A listwise prompt
+    depends on the family:
+
+    - decoder: prompt_before, then every document as prompt_number + text joined by
+      prompt_separator, then prompt_query + query + prompt_after; pooled like any text.
+    - bidirectional: `[CLS] query [SEP] d1 [SEP] d2 [SEP] ...`; positions restart for every
+      document and only the span of the query is pooled, so the prompt of no documents is the
+      plain query vector.
+
+    Budgets are in tokens and include the model's special tokens. A text over budget loses the
+    end of its own text; prefixes, suffixes and closing tokens always stay.
+
+    Args:
+        family: which listwise prompt the model reads.
+        pooling: which positions become the vector.
+        dim: length of that vector.
+        query_tokens: budget of one query.
+        document_tokens: budget of one document.
+        prompt_tokens: budget of a whole listwise prompt.
+        prompt_document_tokens: most tokens of one document inside a prompt.
+        list_sizes: numbers of documents a prompt had in training; empty when it had none.
+        fusion_weight: share of the listwise score in the final one, 0 to 1.
+    """
+
+    family: Family
+    pooling: Pooling
+    dim: int
+    query_prefix: str = ""
+    query_suffix: str = ""
+    document_prefix: str = ""
+    document_suffix: str = ""
+    prompt_before: str = ""
+    prompt_number: str = "[{number}] "
+    prompt_separator: str = "\n"
+    prompt_query: str = "\nQuery: "
+    prompt_after: str = ""
+    query_tokens: int = 512
+    document_tokens: int = 512
+    prompt_tokens: int = 2048
+    prompt_document_tokens: int = 96
+    list_sizes: tuple[int, ...] = ()
+    fusion_weight: float = 0.6
+
+    def __post_init__(self) -> None:
+        """Refuse a contract that no model could keep.
+
+        Raises:
+            ValueError: naming the field and what it must be.
+        """
+        if self.family not in ("bidirectional", "decoder"):
+            raise ValueError(f"family is {self.family!r}; expected 'bidirectional' or 'decoder'")
+        if self.pooling not in ("mean", "cls", "last"):
+            raise ValueError(f"pooling is {self.pooling!r}; expected 'mean', 'cls' or 'last'")
+        for name in ("dim", "query_tokens", "document_tokens", "prompt_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0.0 <= self.fusion_weight <= 1.0:
+            raise ValueError(f"fusion_weight is {self.fusion_weight}; it must be in [0, 1]")
+
+    @property
+    def prompt_trained(self) -> bool:
+        """Whether the model was trained to read listwise prompts."""
+        return bool(self.list_sizes)
+
+    def listwise(self, query: str, documents: Sequence[str]) -> str:
+        """The decoder family's listwise prompt as one string, nothing cut.
+
+        Source: E2Rank, arXiv 2510.22733, in the form it was trained on.
+        """
+        numbered = (
+            self.prompt_number.format(number=number) + text
+            for number, text in enumerate(documents, start=1)
+        )
+        listed = self.prompt_separator.join(numbered)
+        return f"{self.prompt_before}{listed}{self.prompt_query}{query}{self.prompt_after}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, JSON-able."""
+        return dataclasses.asdict(self) | {"list_sizes": list(self.list_sizes)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The contract `to_dict` wrote.
+
+        Raises:
+            ValueError: if a field is unknown or missing.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = fields.keys() - known
+        if unknown:
+            raise ValueError(
+                f"a contract has no field {sorted(unknown)[0]!r}: was it written by a newer e2rank?"
+            )
+        return cls(**{**fields, "list_sizes": tuple(fields.get("list_sizes", ()))})
+
+    def digest(self) -> str:
+        """16 hex digits that differ when any field differs."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
+        return xxhash.xxh3_64_hexdigest(canonical.encode())
+
+
+def fair_share(lengths: Sequence[int], room: int, most: int) -> int:
+    """The largest cut at which the documents fit, water-filling: short ones leave their rest.
+
+    Args:
+        lengths: tokens of each document.
+        room: tokens that all of them may take together.
+        most: tokens that one may take.
+    Returns:
+        The largest cap <= most with sum(min(length, cap)) <= room.
+    Raises:
+        ValueError: if not even one token of each fits.
+
+    >>> fair_share([2, 10, 10], room=12, most=8)
+    5
+    """
+    low, high = 0, most
+    while low < high:
+        cap = (low + high + 1) // 2
+        if sum(min(length, cap) for length in lengths) <= room:
+            low = cap
+        else:
+            high = cap - 1
+    if low < 1 and any(lengths):
+        raise ValueError(
+            f"{len(lengths)} documents do not fit into {room} tokens of the prompt; show fewer"
+        )
+    return low

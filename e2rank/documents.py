@@ -1,0 +1,110 @@
+"""Plain records: what goes in (`Document`), and what a reranker sees (`Candidates`)."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from e2rank.errors import CorpusError
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One thing to find.
+
+    Args:
+        id: unique in its index, not empty.
+        text: what is searched; may be empty.
+        title: searched too, in front of the text.
+        metadata: anything JSON can hold; kept and returned, never searched.
+    """
+
+    id: str
+    text: str
+    title: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def body(self) -> str:
+        """Title and text as the encoder sees them: joined by one space, as BEIR does.
+
+        >>> Document("1", "Lift of a wing.", title="Wings").body
+        'Wings Lift of a wing.'
+        """
+        return f"{self.title} {self.text}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What was gathered for one query, best first.
+
+    ids and texts hold n strings; scores is (n,) float32; vectors is (n, d) float32 of unit rows
+    made by the encoder with this fingerprint, or None where nothing is stored.
+    """
+
+    ids: Sequence[str]
+    texts: Sequence[str]
+    scores: np.ndarray
+    vectors: np.ndarray | None = None
+    fingerprint: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def as_documents(records: Iterable[Document | Mapping[str, Any]]) -> Iterator[Document]:
+    """Documents from documents or mappings; errors name the position, counted from 0.
+
+    A mapping needs `id` (or BEIR's `_id`) and `text`; `title` and `metadata` are optional, and
+    any other key is an error, since it would otherwise be lost without a word.
+
+    Raises:
+        CorpusError: for a record that is neither, lacks a field, or has one of the wrong type.
+    """
+    for position, record in enumerate(records):
+        document = record if isinstance(record, Document) else _from_mapping(record, position)
+        _check(document, position)
+        yield document
+
+
+def _from_mapping(record: Mapping[str, Any], position: int) -> Document:
+    if not isinstance(record, Mapping):
+        raise CorpusError(
+            f"document {position} is a {type(record).__name__}; expected a Document or a mapping "
+            "with 'id' and 'text'"
+        )
+    fields = dict(record)
+    identifier = fields.pop("id", None) if "id" in fields else fields.pop("_id", None)
+    unknown = fields.keys() - {"text", "title", "metadata"}
+    if unknown:
+        raise CorpusError(
+            f"document {position} has the unknown field {sorted(map(str, unknown))[0]!r}; "
+            "put extra fields under 'metadata'"
+        )
+    if identifier is None or "text" not in fields:
+        missing = "id" if identifier is None else "text"
+        raise CorpusError(f"document {position} has no {missing!r}")
+    return Document(
+        id=identifier,
+        text=fields["text"],
+        title=fields.get("title") or "",
+        metadata=fields.get("metadata") or {},
+    )
+
+
+def _check(document: Document, position: int) -> None:
+    if not isinstance(document.id, str):
+        raise CorpusError(
+            f"document {position} has the id {document.id!r} of type "
+            f"{type(document.id).__name__}; ids are strings: use str(id)"
+        )
+    if not document.id:
+        raise CorpusError(f"document {position} has an empty id")
+    for name in ("text", "title"):
+        value = getattr(document, name)
+        if not isinstance(value, str):
+            raise CorpusError(
+                f"document {document.id!r} has a {name} of type {type(value).__name__}; "
+                "expected a string"
+            )

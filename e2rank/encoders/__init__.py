@@ -1,0 +1,66 @@
+"""From text to vectors. `Encoder` is the seam: any object with these three methods will do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from e2rank.contract import Contract
+
+__all__ = ["Encoder", "Encoding", "difference"]
+
+PARTS = ("weights", "tokenizer", "contract")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """The vectors of one call, and what making them took.
+
+    Args:
+        vectors: (n, d) float32, unit rows, in the order of the texts.
+        tokens: tokens the model read, padding not counted.
+        truncated: positions of the texts that lost tokens to a budget.
+    """
+
+    vectors: np.ndarray
+    tokens: int = 0
+    truncated: tuple[int, ...] = ()
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Texts in, unit vectors out.
+
+    Two encoders of one fingerprint give one vector for one text: stored vectors are reused by it.
+    The fingerprint is `weights-tokenizer-contract`, each part a hash.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def contract(self) -> Contract: ...
+
+    def encode_queries(self, texts: Sequence[str]) -> Encoding: ...
+
+    def encode_documents(self, texts: Sequence[str]) -> Encoding: ...
+
+    def encode_prompts(
+        self, queries: Sequence[str], documents: Sequence[Sequence[str]]
+    ) -> Encoding:
+        """One listwise prompt a query, showing that query's documents, best first."""
+        ...
+
+
+def difference(one: str, other: str) -> str:
+    """Which parts of two fingerprints differ, for a message.
+
+    >>> difference("a-b-c", "a-x-y")
+    'tokenizer and contract'
+    """
+    pairs = zip(PARTS, one.split("-"), other.split("-"), strict=False)
+    return " and ".join(part for part, a, b in pairs if a != b) or "kind of encoder"

@@ -1,0 +1,120 @@
+"""Weights from disk or hub into a `TorchEncoder`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+
+from e2rank.contract import Contract, Family, Pooling
+from e2rank.encoders.torch import TorchEncoder
+
+_DECODERS = ("qwen", "llama", "mistral", "gemma", "smollm", "phi")
+
+
+def load_transformer(
+    name: str, source: str, contract: Contract, *, device: str | None = None
+) -> TorchEncoder:
+    """A transformers model under a known contract.
+
+    Raises:
+        ValueError: if `source` cannot be loaded, or is not of the contract's dimension.
+    """
+    _quiet()
+    try:
+        model = transformers.AutoModel.from_pretrained(source, dtype="auto")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load {name} from {source}: {_first_line(error)}") from error
+    if model.config.hidden_size != contract.dim:
+        raise ValueError(f"{source} has dimension {model.config.hidden_size}, not {contract.dim}")
+    return TorchEncoder(
+        name,
+        model,
+        tokenizer.backend_tokenizer,
+        contract,
+        device=device,
+        padding_side=tokenizer.padding_side,
+    )
+
+
+def load_sentence_transformer(
+    name: str, *, presets: Sequence[str] = (), device: str | None = None
+) -> TorchEncoder:
+    """Any sentence-transformers model; its wording, pooling and budget are read off the model.
+
+    Raises:
+        ValueError: if there is no such model, or its pipeline cannot be pooled over a span.
+    """
+    import sentence_transformers
+
+    _quiet()
+    try:
+        loaded = sentence_transformers.SentenceTransformer(
+            name, device="cpu", model_kwargs={"dtype": "auto"}
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"unknown encoder {name!r}: the presets are {', '.join(presets)}; it is no folder "
+            f"either, and as a model to fetch it failed: {_first_line(error)}"
+        ) from error
+    head = _head(name, loaded)
+    tokenizer = loaded.tokenizer
+    return TorchEncoder(
+        name,
+        loaded[0].auto_model,
+        tokenizer.backend_tokenizer,
+        _contract(name, loaded),
+        head=head,
+        device=device,
+        padding_side=tokenizer.padding_side,
+    )
+
+
+def _contract(name: str, loaded: Any) -> Contract:
+    kind = loaded[0].auto_model.config.model_type
+    family: Family = "decoder" if kind.startswith(_DECODERS) else "bidirectional"
+    prompts = dict(loaded.prompts)
+    budget = min(loaded.max_seq_length or 512, 8192)
+    return Contract(
+        family=family,
+        pooling=_pooling(name, loaded),
+        dim=loaded.get_embedding_dimension(),
+        query_prefix=prompts.get("query", ""),
+        document_prefix=prompts.get("document", "") or prompts.get("passage", ""),
+        query_tokens=budget,
+        document_tokens=budget,
+        prompt_tokens=max(budget, 2048),
+    )
+
+
+def _pooling(name: str, loaded: Any) -> Pooling:
+    known: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+    mode = next((each.pooling_mode for each in loaded if hasattr(each, "pooling_mode")), None)
+    if mode not in known:
+        raise ValueError(
+            f"{name} pools by {mode!r}; a listwise prompt needs one of {', '.join(known)}"
+        )
+    return known[mode]
+
+
+def _head(name: str, loaded: Any) -> torch.nn.Module | None:
+    """What stands between pooling and normalisation: nothing, or Dense layers."""
+    kinds = [type(each).__name__ for each in loaded]
+    strange = [kind for kind in kinds[1:] if kind not in ("Pooling", "Dense", "Normalize")]
+    if kinds[0] != "Transformer" or strange:
+        raise ValueError(f"{name} has the modules {kinds}; expected Transformer, Pooling, Dense")
+    dense = [
+        torch.nn.Sequential(each.linear, each.activation_function)
+        for each in loaded
+        if type(each).__name__ == "Dense"
+    ]
+    return torch.nn.Sequential(*dense) if dense else None
+
+
+def _quiet() -> None:
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

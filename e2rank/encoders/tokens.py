@@ -1,0 +1,139 @@
+"""From text to token ids under a contract's budgets; knows tokenizers, not models."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tokenizers import Encoding as Pieces
+from tokenizers import Tokenizer
+
+from e2rank.contract import Contract, fair_share
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One sequence a model reads.
+
+    Args:
+        ids: token ids, unpadded.
+        positions: position id of each token, counted from 0.
+        pooled: how many leading tokens belong to the pooled span.
+        cut: whether the text lost tokens to a budget.
+    """
+
+    ids: list[int]
+    positions: Sequence[int]
+    pooled: int
+    cut: bool
+
+
+class Wording:
+    """A tokenizer under a contract: queries, documents and listwise prompts as token ids."""
+
+    def __init__(self, tokenizer: Tokenizer, contract: Contract) -> None:
+        """Take a private copy of `tokenizer`: its own padding and truncation are switched off."""
+        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.contract = contract
+
+    def identity(self) -> str:
+        """The tokenizer as one string, for hashing."""
+        return self._tokenizer.to_str()
+
+    def queries(self, texts: Sequence[str]) -> list[Tokens]:
+        """One sequence a query."""
+        contract = self.contract
+        return self._fit(texts, contract.query_prefix, contract.query_suffix, contract.query_tokens)
+
+    def documents(self, texts: Sequence[str]) -> list[Tokens]:
+        """One sequence a document."""
+        contract = self.contract
+        before, after = contract.document_prefix, contract.document_suffix
+        return self._fit(texts, before, after, contract.document_tokens)
+
+    def prompts(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[Tokens]:
+        """One listwise prompt a query; its documents are cut to a fair share of the budget.
+
+        Raises:
+            ValueError: if a query leaves no room for its documents.
+        """
+        build = self._turn if self.contract.family == "decoder" else self._joint
+        return [build(query, docs) for query, docs in zip(queries, documents, strict=True)]
+
+    def _fit(self, texts: Sequence[str], before: str, after: str, budget: int) -> list[Tokens]:
+        pieces = self._tokenizer.encode_batch([f"{before}{text}{after}" for text in texts])
+        kept = [
+            each.ids if len(each.ids) <= budget else _drop(each, len(before), len(text), budget)
+            for each, text in zip(pieces, texts, strict=True)
+        ]
+        return [
+            Tokens(ids, range(len(ids)), len(ids), len(ids) < len(each.ids))
+            for ids, each in zip(kept, pieces, strict=True)
+        ]
+
+    def _turn(self, query: str, documents: Sequence[str]) -> Tokens:
+        """Decoder family: cut the texts, then tokenise the whole prompt as training did."""
+        contract = self.contract
+        pieces = self._pieces(documents)
+        lengths = [len(each.ids) for each in pieces]
+        fixed = len(self._ids(contract.listwise(query, [""] * len(documents))))
+        room = contract.prompt_tokens - fixed
+        while True:
+            cap = fair_share(lengths, room, contract.prompt_document_tokens)
+            shown = [_head(text, each, cap) for text, each in zip(documents, pieces, strict=True)]
+            ids = self._ids(contract.listwise(query, shown))
+            if len(ids) <= contract.prompt_tokens:
+                return Tokens(ids, range(len(ids)), len(ids), max(lengths, default=0) > cap)
+            # Tokens at the seams may split differently than in the pieces; take it off the room.
+            room -= len(ids) - contract.prompt_tokens
+
+    def _joint(self, query: str, documents: Sequence[str]) -> Tokens:
+        """Bidirectional family: the plain query, then every document closed by the separator."""
+        contract = self.contract
+        asked = self.queries([query])[0]
+        separator = self._separator()
+        pieces = self._pieces(documents)
+        lengths = [len(each.ids) for each in pieces]
+        room = contract.prompt_tokens - len(asked.ids) - len(pieces)
+        cap = fair_share(lengths, room, contract.prompt_document_tokens)
+        ids, positions = list(asked.ids), list(asked.positions)
+        for each in pieces:
+            ids += [*each.ids[:cap], separator]
+            # From 1: a document's first token stands after the (shared) opening token.
+            positions += range(1, min(len(each.ids), cap) + 2)
+        return Tokens(ids, positions, len(asked.ids), asked.cut or max(lengths, default=0) > cap)
+
+    def _separator(self) -> int:
+        closing = self._ids("", special=True)
+        if len(closing) < 2:
+            raise ValueError(
+                "the tokenizer closes a text with no separator token, so a bidirectional listwise "
+                "prompt cannot be written; use rerank=False or 'prf'"
+            )
+        return closing[-1]
+
+    def _pieces(self, texts: Iterable[str]) -> list[Pieces]:
+        return self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+
+    def _ids(self, text: str, *, special: bool = False) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=special).ids
+
+
+def _drop(pieces: Pieces, start: int, length: int, budget: int) -> list[int]:
+    """The ids without the last of the tokens that stand for text[start : start + length]."""
+    over = len(pieces.ids) - budget
+    own = [
+        position
+        for position, (begin, end) in enumerate(pieces.offsets)
+        if begin >= start and begin < end <= start + length
+    ]
+    if len(own) <= over:
+        raise ValueError(
+            f"a budget of {budget} tokens has no room for the text between its prefix and suffix"
+        )
+    gone = set(own[-over:])
+    return [id_ for position, id_ in enumerate(pieces.ids) if position not in gone]
+
+
+def _head(text: str, pieces: Pieces, cap: int) -> str:
+    return text if len(pieces.ids) <= cap else text[: pieces.offsets[cap - 1][1]]

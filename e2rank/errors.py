@@ -1,0 +1,28 @@
+"""The errors a caller may want to catch by name; other bad arguments are plain ValueError."""
+
+
+class CorpusError(ValueError):
+    """A document, line or file of a corpus that cannot be used; says which and why."""
+
+
+class IndexFormatError(ValueError):
+    """A folder that is not an e2rank index, is damaged, or needs a newer e2rank."""
+
+
+class EncoderMismatch(ValueError):
+    """An index was made by another model than the one offered."""
+
+
+class EncodingError(RuntimeError):
+    """A model gave something that is not a usable vector (NaN, infinity, wrong shape)."""
+
+
+class MissingExtra(ImportError):
+    """A feature whose optional dependency is not installed.
+
+    >>> str(MissingExtra("torch", extra="torch"))
+    "torch is not installed. Run: pip install 'e2rank[torch]'"
+    """
+
+    def __init__(self, module: str, *, extra: str) -> None:
+        super().__init__(f"{module} is not installed. Run: pip install 'e2rank[{extra}]'")

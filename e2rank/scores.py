@@ -1,0 +1,50 @@
+"""Ranking arithmetic on numpy arrays: order, standardise, fuse. No model, no I/O."""
+
+import numpy as np
+
+
+def rank(scores: np.ndarray) -> np.ndarray:
+    """Positions of (n,) scores from best to worst; equal scores keep their order.
+
+    >>> rank(np.array([0.1, 0.9, 0.1])).tolist()
+    [1, 0, 2]
+    """
+    return np.argsort(-scores, kind="stable")
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """(n, d) rows divided by their L2 norm, float32; a zero row stays zero."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+def standardise(scores: np.ndarray) -> np.ndarray:
+    """(n,) scores with mean 0 and standard deviation 1; all zero where they do not differ."""
+    scores = np.asarray(scores, dtype=np.float64)
+    spread = scores.std() if len(scores) else 0.0
+    if spread <= 1e-9 * max(1.0, np.abs(scores).max(initial=0.0)):
+        return np.zeros_like(scores)
+    return (scores - scores.mean()) / spread
+
+
+def fuse(reranked: np.ndarray, first: np.ndarray, weight: float) -> np.ndarray:
+    """Blend two scores of the same n candidates: weight * reranked + (1 - weight) * first.
+
+    Both are standardised over the n candidates before, so a reranker's scale does not matter;
+    weight 1 therefore gives the reranker's own order, weight 0 the first stage's.
+
+    Args:
+        reranked: (n,) scores, higher is better.
+        first: (n,) first-stage scores of the same candidates, higher is better.
+        weight: of the reranked scores, 0 to 1.
+    Returns:
+        (n,) float32.
+    Raises:
+        ValueError: if weight is outside [0, 1] or the lengths differ.
+    """
+    if not 0.0 <= weight <= 1.0:
+        raise ValueError(f"fuse is {weight}; it must be between 0 (first stage) and 1 (reranker)")
+    if len(reranked) != len(first):
+        raise ValueError(f"{len(reranked)} reranked scores for {len(first)} candidates")
+    blend = weight * standardise(reranked) + (1.0 - weight) * standardise(first)
+    return blend.astype(np.float32)
