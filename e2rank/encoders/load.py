@@ -1,6 +1,5 @@
 """Weights from disk or hub into a `TorchEncoder`."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,9 +37,7 @@ def load_transformer(
     )
 
 
-def load_sentence_transformer(
-    name: str, *, presets: Sequence[str] = (), device: str | None = None
-) -> TorchEncoder:
+def load_sentence_transformer(name: str, *, device: str | None = None) -> TorchEncoder:
     """Any sentence-transformers model; its wording, pooling and budget are read off the model.
 
     Raises:
@@ -55,8 +52,7 @@ def load_sentence_transformer(
         )
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"unknown encoder {name!r}: the presets are {', '.join(presets)}; it is no folder "
-            f"either, and as a model to fetch it failed: {_first_line(error)}"
+            f"cannot load {name!r} as a sentence-transformers model: {_first_line(error)}"
         ) from error
     head = _head(name, loaded)
     tokenizer = loaded.tokenizer

@@ -116,7 +116,13 @@ def _any_model(name: str, device: str | None) -> Encoder:
         raise MissingExtra("sentence_transformers", extra="torch")
     from e2rank.encoders.load import load_sentence_transformer
 
-    return load_sentence_transformer(name, presets=sorted([*PRESETS, "hashing"]), device=device)
+    # A bare word is a misspelt preset far more often than a model: say so before any download.
+    if "/" not in name and not Path(name).is_dir():
+        raise ValueError(
+            f"unknown encoder {name!r}: the presets are {', '.join(sorted([*PRESETS, 'hashing']))}; "
+            "anything else is a folder, or the owner/name of a sentence-transformers model"
+        )
+    return load_sentence_transformer(name, device=device)
 
 
 def local_model(folder: str) -> Path:

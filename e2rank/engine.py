@@ -1,0 +1,247 @@
+"""The engine: gather, rerank, return. The only module that knows rows and documents at once."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from e2rank.config import IndexConfig
+from e2rank.documents import Candidates, Document
+from e2rank.encoders import Encoder, difference
+from e2rank.encoders.presets import load_encoder
+from e2rank.errors import EncoderMismatch
+from e2rank.gather import DenseGatherer
+from e2rank.hits import Hits
+from e2rank.index import EncoderInfo, Store, build_index
+from e2rank.rerank import Reranker
+from e2rank.rerank.feedback import FeedbackReranker
+from e2rank.rerank.listwise import ListwiseReranker
+from e2rank.rerank.plans import Full, Groups, Windows
+from e2rank.search import Search, order_texts
+
+Rerank = bool | Literal["listwise", "prf", "none"] | Full | Windows | Groups | Reranker
+"""How to rerank: yes or no, by name, by a listwise plan, or with a reranker of one's own."""
+
+
+class Engine:
+    """One encoder over one index."""
+
+    def __init__(self, encoder: str | Path | Encoder, store: Store | None = None) -> None:
+        """Join an encoder and an open store; without a store only `rank` works."""
+        self.encoder = load_encoder(encoder)
+        self._store = store
+
+    @classmethod
+    def build(
+        cls,
+        documents: Iterable[Document | Mapping[str, Any]],
+        folder: str | Path,
+        encoder: str | Path | Encoder = "minilm",
+        index: IndexConfig | None = None,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> Self:
+        """Index documents into a folder and open it.
+
+        The documents are read once and streamed: a corpus larger than memory works.
+
+        Args:
+            documents: documents, or mappings with id, text and optionally title and metadata.
+            folder: a new or empty folder, or an index to replace.
+            encoder: see `load_encoder`.
+            index: how to build; `IndexConfig()` unless given.
+            resume: continue a build that was killed, given the same documents again.
+            overwrite: replace an index or an unfinished build; the old index stays whole and
+                readable until the new one is complete.
+            progress: called with the number of documents done, once a batch.
+        Raises:
+            CorpusError: for a document that cannot be indexed, or when there is none.
+            ValueError: if the folder is taken, or the factory cannot be built.
+            EncodingError: if the model gives a vector that is not finite.
+            OSError: if the disk is full; what is done is kept for `resume`.
+        """
+        loaded = load_encoder(encoder)
+        contract = loaded.contract
+        build_index(
+            documents,
+            Path(folder),
+            encode=lambda texts: loaded.encode_documents(texts).vectors,
+            encoder=EncoderInfo(
+                name=loaded.name, fingerprint=loaded.fingerprint, dim=contract.dim
+            ),
+            contract=contract.to_dict(),
+            config=index or IndexConfig(),
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        return cls.open(folder, loaded)
+
+    @classmethod
+    def open(cls, folder: str | Path, encoder: str | Path | Encoder | None = None) -> Self:
+        """Open an index with the encoder that made it, loaded by name unless given.
+
+        Raises:
+            IndexFormatError: if the folder is no whole index of a known format.
+            EncoderMismatch: if the encoder is not the one that made the index.
+        """
+        store = Store.open(Path(folder))
+        try:
+            made = store.manifest.encoder
+            loaded = load_encoder(made.name if encoder is None else encoder)
+            if loaded.fingerprint != made.fingerprint:
+                differs = difference(made.fingerprint, loaded.fingerprint)
+                raise EncoderMismatch(
+                    f"{folder} was built by {made.name!r}, and {loaded.name!r} is another model "
+                    f"(different {differs}): open it with {made.name!r}, or build it again"
+                )
+        except BaseException:
+            store.close()
+            raise
+        return cls(loaded, store)
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def store(self) -> Store:
+        """The open index.
+
+        Raises:
+            ValueError: if the engine has none.
+        """
+        if self._store is None:
+            raise ValueError("this engine has no index; make one with Engine.build or Engine.open")
+        return self._store
+
+    def close(self) -> None:
+        """Let go of the index's files; the engine cannot search after it."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def search(self, query: str, k: int = 10, **options: Any) -> Hits:
+        """The k best documents for `query`; see `search_many` for the options."""
+        return self.search_many([query], k, **options)[0]
+
+    def search_many(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        rerank: Rerank = True,
+        depth: int = 100,
+        prompt: Literal["text"] = "text",
+        shown: int = 20,
+        feedback_rounds: int = 0,
+        fuse: float | None = None,
+    ) -> list[Hits]:
+        """The k best documents for each query, best first; fewer where the index holds fewer.
+
+        The first stage finds the `depth` documents nearest to the query. The rerank shows the
+        encoder a prompt of the query and the first `shown` of them, scores all `depth` against
+        the prompt's vector, and fuses that with the first stage. If it fails, the first stage's
+        order comes back and `Hits.rerank_error` says why.
+
+        Args:
+            queries: texts, none blank.
+            k: documents to return.
+            rerank: True or "listwise"; False or "none"; "prf" for Rocchio feedback; a plan
+                (`Full`, `Windows`, `Groups`); or any `Reranker`.
+            depth: candidates to rerank; at least k are gathered.
+            prompt: what the prompt is made of; "text" is the only kind.
+            shown: candidates in the prompt of the default plan.
+            feedback_rounds: how often the prompt's vector searches the index again and what it
+                finds joins the candidates, before they are reranked once more.
+            fuse: weight of the rerank against the first stage, 0 to 1; None takes the model's
+                own for listwise prompts, 1 for other rerankers.
+        Raises:
+            ValueError: for a blank query or an option out of range.
+        """
+        if prompt != "text":
+            raise ValueError(f"prompt is {prompt!r}; 'text' is the only kind there is")
+        search = Search(
+            gatherer=DenseGatherer(self.encoder, self.store),
+            store=self.store,
+            fingerprint=self.encoder.fingerprint,
+            reranker=self._reranker(rerank, shown),
+            k=k,
+            depth=depth,
+            rounds=feedback_rounds,
+            weight=fuse,
+        )
+        return search.run(queries)
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        *,
+        return_documents: bool = False,
+        rerank: Rerank = True,
+    ) -> list[dict[str, Any]]:
+        """Rank plain texts for a query, as sentence-transformers' `CrossEncoder.rank` does.
+
+        No index is needed: the texts are encoded, then reranked by one listwise prompt.
+
+        Args:
+            query: not blank.
+            documents: the texts to rank.
+            top_k: how many to return; None returns all.
+            return_documents: whether to add each text under "text".
+            rerank: as in `search_many`.
+        Returns:
+            `{"corpus_id": position, "score": float}` a document, best first.
+        Raises:
+            ValueError: for a blank query or top_k < 1.
+        """
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is {top_k}; it must be at least 1")
+        order, scores = order_texts(self.encoder, self._reranker(rerank, 20), query, documents)
+        ranked: list[dict[str, Any]] = [
+            {"corpus_id": int(place), "score": float(scores[place])} for place in order[:top_k]
+        ]
+        if return_documents:
+            ranked = [each | {"text": documents[each["corpus_id"]]} for each in ranked]
+        return ranked
+
+    def candidates(self, query: str, ids: Sequence[str]) -> Candidates:
+        """Given documents of the index as candidates for a query, in the given order.
+
+        Raises:
+            ValueError: if the index holds no document of one of the ids.
+        """
+        rows = [self.store.row_of(each) for each in ids]
+        if None in rows:
+            raise ValueError(f"the index holds no document {ids[rows.index(None)]!r}")
+        known = np.array(rows, dtype=np.int64)
+        vectors = self.store.vectors(known)
+        asked = self.encoder.encode_queries([query]).vectors[0]
+        texts = [document.body for document in self.store.documents(known)]
+        return Candidates(list(ids), texts, vectors @ asked, vectors, self.encoder.fingerprint)
+
+    def _reranker(self, rerank: Rerank, shown: int) -> Reranker | None:
+        if rerank is False or rerank == "none":
+            return None
+        if rerank is True or rerank == "listwise":
+            return ListwiseReranker(self.encoder, Full(shown))
+        if rerank == "prf":
+            return FeedbackReranker(self.encoder)
+        if isinstance(rerank, Full | Windows | Groups):
+            return ListwiseReranker(self.encoder, rerank)
+        if isinstance(rerank, Reranker):
+            return rerank
+        raise ValueError(
+            f"rerank is {rerank!r}; expected True, False, 'listwise', 'prf', 'none', a plan or an "
+            "object with a name and score(queries, pools)"
+        )

@@ -1,0 +1,63 @@
+"""First stage. A gatherer finds rows for queries; an encoder and a store make one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from e2rank.encoders import Encoder, Encoding
+from e2rank.index import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What the first stage found for a batch of queries.
+
+    Args:
+        scores: (q, k) float32, best first.
+        rows: (q, k) int64, -1 where there are fewer.
+        queries: how the queries were encoded.
+    """
+
+    scores: np.ndarray
+    rows: np.ndarray
+    queries: Encoding
+
+
+class Gatherer(Protocol):
+    """Any object with these three methods can be a first stage."""
+
+    def gather(self, queries: Sequence[str], k: int) -> Gathered:
+        """The best k rows of each query."""
+        ...
+
+    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and rows, both (q, k), for (q, d) vectors instead of texts."""
+        ...
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Stored (n, d) float32 unit vectors of these rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DenseGatherer:
+    """Cosine between query vectors and the vectors of a store."""
+
+    encoder: Encoder
+    store: Store
+
+    def gather(self, queries: Sequence[str], k: int) -> Gathered:
+        """The best k rows of each query, by cosine."""
+        encoded = self.encoder.encode_queries(queries)
+        scores, rows = self.store.search(encoded.vectors, k)
+        return Gathered(scores, rows, encoded)
+
+    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best k rows of each vector, by cosine."""
+        return self.store.search(vectors, k)
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Stored (n, d) float32 unit vectors of these rows."""
+        return self.store.vectors(rows)

@@ -1,0 +1,85 @@
+"""What a search returns: `Hits`, a sequence of `Hit` that knows what finding them took."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One ranked document.
+
+    Args:
+        id: the document's.
+        rank: from 1.
+        score: higher is better; compare only within one ranking. The cosine without a rerank.
+        text: the document's.
+        title: the document's.
+        metadata: the document's.
+        first_score: cosine of the query with the document.
+        first_rank: rank before the rerank, from 1; None for a document that only feedback found.
+    """
+
+    id: str
+    rank: int
+    score: float
+    text: str
+    title: str
+    metadata: Mapping[str, Any]
+    first_score: float
+    first_rank: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hits(Sequence[Hit]):
+    """The answer to one query, best first.
+
+    Args:
+        query: what was asked.
+        hits: the ranked documents.
+        timings: milliseconds of each step ("gather", "rerank", "total"); a batch of queries
+            shares its time out evenly.
+        model_calls: sequences the models read, the query's own among them.
+        tokens: tokens they read.
+        truncated: sequences that lost tokens to a budget.
+        rerank_error: why the order is the first stage's although a rerank was asked; "" if not.
+    """
+
+    query: str
+    hits: tuple[Hit, ...]
+    timings: Mapping[str, float] = field(default_factory=dict)
+    model_calls: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    rerank_error: str = ""
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+    @overload
+    def __getitem__(self, place: int) -> Hit: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Hit, ...]: ...
+    def __getitem__(self, place: int | slice) -> Hit | tuple[Hit, ...]:
+        return self.hits[place]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, JSON-able."""
+        fields: dict[str, Any] = {
+            each.name: getattr(self, each.name) for each in dataclasses.fields(self)
+        }
+        hits = [dataclasses.asdict(hit) for hit in self.hits]
+        return fields | {"hits": hits, "timings": dict(self.timings)}
+
+    def to_trec(self, query_id: str, tag: str = "e2rank") -> str:
+        """Lines of a TREC run: `query Q0 document rank score tag`."""
+        lines = [f"{query_id} Q0 {hit.id} {hit.rank} {hit.score!r} {tag}" for hit in self.hits]
+        return "\n".join(lines)
+
+    def to_beir(self) -> dict[str, float]:
+        """Document id to score, as BEIR's evaluators take it."""
+        return {hit.id: hit.score for hit in self.hits}

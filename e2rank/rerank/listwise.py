@@ -1,0 +1,146 @@
+"""E2Rank: show the encoder the candidates, and the query's embedding becomes a reranker."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from e2rank.documents import Candidates
+from e2rank.encoders import Encoder, Encoding
+from e2rank.rerank import Scored
+from e2rank.rerank.plans import Full, Groups, Plan, Windows
+from e2rank.scores import rank
+
+_log = logging.getLogger("e2rank")
+_warned: set[str] = set()
+
+
+class ListwiseReranker:
+    """Cosine between the listwise prompt's embedding and every candidate's stored vector.
+
+    With the default plan only the first `shown` texts enter the prompt and all n candidates are
+    scored, at the price of one encoded prompt a query. Candidates without stored vectors of this
+    encoder are encoded first, and counted.
+
+    Source: E2Rank, arXiv 2510.22733.
+    """
+
+    name = "listwise"
+
+    def __init__(self, encoder: Encoder, plan: Plan | None = None) -> None:
+        """Rerank with `encoder` by `plan`, `Full()` unless told."""
+        self.encoder = encoder
+        self.plan: Plan = plan or Full()
+        self.fusion_weight = encoder.contract.fusion_weight
+        if not encoder.contract.prompt_trained and encoder.name not in _warned:
+            _warned.add(encoder.name)
+            _log.warning(
+                "%s was not trained to read listwise prompts: compare its rerank with "
+                "rerank=False on your data before you rely on it",
+                encoder.name,
+            )
+
+    def score(self, queries: Sequence[str], pools: Sequence[Candidates]) -> list[Scored]:
+        """One answer a query.
+
+        Raises:
+            ValueError: if a query leaves no room for its candidates in the prompt.
+        """
+        if isinstance(self.plan, Full):
+            return self._full(queries, pools, self.plan.shown)
+        return [self._planned(query, pool) for query, pool in zip(queries, pools, strict=True)]
+
+    def _full(
+        self, queries: Sequence[str], pools: Sequence[Candidates], shown: int
+    ) -> list[Scored]:
+        prompts = self.encoder.encode_prompts(queries, [pool.texts[:shown] for pool in pools])
+        # Tokens are known for the whole call; they are shared out evenly over its queries.
+        tokens = _shares(prompts.tokens, len(pools))
+        answers = []
+        for place, pool in enumerate(pools):
+            documents = self._documents(pool)
+            prompt = prompts.vectors[place]
+            answers.append(
+                Scored(
+                    scores=documents.vectors @ prompt,
+                    vector=prompt,
+                    calls=1 + self._encoded(pool),
+                    tokens=tokens[place] + documents.tokens,
+                    truncated=int(place in prompts.truncated) + len(documents.truncated),
+                )
+            )
+        return answers
+
+    def _planned(self, query: str, pool: Candidates) -> Scored:
+        documents = self._documents(pool)
+        run = _Run(self.encoder, query, pool.texts, documents.vectors)
+        if isinstance(self.plan, Windows):
+            order = run.windows(self.plan)
+        else:
+            order = run.groups(self.plan)  # type: ignore[arg-type]
+        scores = np.empty(len(pool), dtype=np.float32)
+        # Scores of different windows are not comparable: the order itself is the answer.
+        scores[order] = 1.0 - np.arange(len(pool), dtype=np.float32) / len(pool)
+        return Scored(
+            scores=scores,
+            vector=run.last,
+            calls=run.calls + self._encoded(pool),
+            tokens=run.tokens + documents.tokens,
+            truncated=run.truncated + len(documents.truncated),
+        )
+
+    def _stored(self, pool: Candidates) -> bool:
+        return pool.vectors is not None and pool.fingerprint == self.encoder.fingerprint
+
+    def _encoded(self, pool: Candidates) -> int:
+        return 0 if self._stored(pool) else len(pool)
+
+    def _documents(self, pool: Candidates) -> Encoding:
+        if pool.vectors is not None and self._stored(pool):
+            return Encoding(pool.vectors)
+        return self.encoder.encode_documents(pool.texts)
+
+
+class _Run:
+    """One query's way through a plan of several prompts, and what it took."""
+
+    def __init__(
+        self, encoder: Encoder, query: str, texts: Sequence[str], vectors: np.ndarray
+    ) -> None:
+        self._encoder, self._query, self._texts, self._vectors = encoder, query, texts, vectors
+        self.calls = self.tokens = self.truncated = 0
+        self.last: np.ndarray | None = None
+
+    def windows(self, plan: Windows) -> np.ndarray:
+        order = np.arange(len(self._texts))
+        for start, stop in plan.spans(len(order)):
+            window = order[start:stop]
+            order[start:stop] = window[rank(self._ask([window])[0])]
+        return order
+
+    def groups(self, plan: Groups) -> np.ndarray:
+        order = np.arange(len(self._texts))
+        for _ in range(plan.rounds):
+            scores = np.empty(len(order), dtype=np.float32)
+            members = plan.members(len(order))
+            asked = self._ask([order[each] for each in members])
+            for each, found in zip(members, asked, strict=True):
+                scores[each] = found
+            order = order[rank(scores)]
+        return order
+
+    def _ask(self, groups: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The scores each group gets from a prompt of its own members."""
+        shown = [[self._texts[place] for place in group] for group in groups]
+        prompts = self._encoder.encode_prompts([self._query] * len(groups), shown)
+        self.calls += len(groups)
+        self.tokens += prompts.tokens
+        self.truncated += len(prompts.truncated)
+        self.last = prompts.vectors[-1]
+        pairs = zip(groups, prompts.vectors, strict=True)
+        return [self._vectors[group] @ prompt for group, prompt in pairs]
+
+
+def _shares(total: int, n: int) -> list[int]:
+    """`total` in n whole parts that differ by at most one."""
+    return [total // n + (place < total % n) for place in range(n)]
