@@ -69,9 +69,7 @@ class Engine:
             documents,
             Path(folder),
             encode=lambda texts: loaded.encode_documents(texts).vectors,
-            encoder=EncoderInfo(
-                name=loaded.name, fingerprint=loaded.fingerprint, dim=contract.dim
-            ),
+            encoder=EncoderInfo(name=loaded.name, fingerprint=loaded.fingerprint, dim=contract.dim),
             contract=contract.to_dict(),
             config=index or IndexConfig(),
             resume=resume,

@@ -45,9 +45,7 @@ def e2rank_contract(dim: int) -> Contract:
         query_suffix="<|endoftext|>",
         document_suffix="<|endoftext|>",
         prompt_before=f"<|im_start|>user\n{_RERANK}:\nDocuments:\n",
-        prompt_after=(
-            "<|endoftext|><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-        ),
+        prompt_after=("<|endoftext|><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"),
         query_tokens=512,
         document_tokens=1024,
         prompt_tokens=32_768,

@@ -1,0 +1,26 @@
+"""Measuring a search on judged collections, so that every claim has a number and a p value."""
+
+from e2rank.evaluate.collection import Collection, load_beir
+from e2rank.evaluate.measures import MEASURES, mean, per_query
+from e2rank.evaluate.protocol import Answer, evaluate
+from e2rank.evaluate.report import Report, Row
+from e2rank.evaluate.significance import Deltas, deltas, permutation_test
+from e2rank.evaluate.trec import read_qrels, read_run, write_run
+
+__all__ = [
+    "MEASURES",
+    "Answer",
+    "Collection",
+    "Deltas",
+    "Report",
+    "Row",
+    "deltas",
+    "evaluate",
+    "load_beir",
+    "mean",
+    "per_query",
+    "permutation_test",
+    "read_qrels",
+    "read_run",
+    "write_run",
+]

@@ -1,0 +1,123 @@
+"""Running rankers over a collection's queries, end to end or over given candidate lists."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from e2rank.evaluate.collection import Collection
+from e2rank.evaluate.measures import MEASURES, PerQuery, mean, per_query
+from e2rank.evaluate.report import Report, Row
+from e2rank.evaluate.significance import deltas, permutation_test
+from e2rank.evaluate.trec import Run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What one ranker did for one query.
+
+    Args:
+        ranking: (document id, score), best first.
+        ms: how long it took, in milliseconds.
+        model_calls: sequences the models read.
+        tokens: tokens they read.
+        truncated: sequences that lost tokens to a budget.
+        failed: whether the rerank failed and this is the first stage's order.
+    """
+
+    ranking: Sequence[tuple[str, float]]
+    ms: float
+    model_calls: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    failed: bool = False
+
+
+Ranker = Callable[[str, str], Answer]
+"""Query id and text to an answer."""
+
+
+def evaluate(
+    collection: Collection,
+    rankers: Mapping[str, Ranker],
+    *,
+    depth: int,
+    lists: Run | None = None,
+    baseline: str | None = None,
+    measures: Sequence[str] = MEASURES,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Report, dict[str, Run]]:
+    """Run every ranker over every query and compare them.
+
+    All rankers take a query before the next one comes, so that noise of the machine meets all
+    alike.
+
+    Args:
+        collection: queries and judgments.
+        rankers: name to ranker.
+        depth: candidates a query, for the report.
+        lists: given candidates, best first; each answer must then be a permutation of its
+            query's. A judged query without a list is missing, and counts 0 for all rankers.
+        baseline: the ranker compared with; "none" if there is one, else the first.
+        measures: the first is the one tested.
+        progress: called with the number of queries done.
+    Returns:
+        The report, and each ranker's run.
+    Raises:
+        ValueError: if there is no ranker or no such baseline, or an answer is no permutation.
+    """
+    base = baseline or ("none" if "none" in rankers else next(iter(rankers), ""))
+    if base not in rankers:
+        raise ValueError(f"the baseline {base!r} is none of the rankers {list(rankers)}")
+    answers: dict[str, dict[str, Answer]] = {name: {} for name in rankers}
+    missing = tuple(q for q in collection.queries if lists is not None and not lists.get(q))
+    asked = [query for query in collection.queries if query not in missing]
+    for done, query in enumerate(asked, start=1):
+        for name, ranker in rankers.items():
+            answer = ranker(query, collection.queries[query])
+            if lists is not None:
+                _check_permutation(name, query, answer, lists)
+            answers[name][query] = answer
+        if progress is not None:
+            progress(done)
+    runs: dict[str, Run] = {
+        name: {query: list(answer.ranking) for query, answer in each.items()}
+        for name, each in answers.items()
+    }
+    values = {name: per_query(collection.qrels, run, measures) for name, run in runs.items()}
+    report = Report(
+        dataset=collection.name,
+        split=collection.split,
+        queries=len(collection.queries),
+        depth=depth,
+        baseline=base,
+        missing=missing,
+        rows=tuple(_row(name, list(answers[name].values()), values, base) for name in rankers),
+    )
+    return report, runs
+
+
+def _row(name: str, answers: Sequence[Answer], values: Mapping[str, PerQuery], base: str) -> Row:
+    first = next(iter(values[name]))
+    new, old = values[name][first], values[base][first]
+    times = np.array([answer.ms for answer in answers] or [0.0])
+    return Row(
+        ranker=name,
+        measures={measure: mean(each) for measure, each in values[name].items()},
+        latency_ms={
+            "p50": float(np.percentile(times, 50)),
+            "p95": float(np.percentile(times, 95)),
+        },
+        model_calls=sum(answer.model_calls for answer in answers),
+        tokens=sum(answer.tokens for answer in answers),
+        truncated=sum(answer.truncated for answer in answers),
+        failed=sum(answer.failed for answer in answers),
+        p_value=None if name == base else permutation_test(new, old),
+        deltas=None if name == base else deltas(new, old),
+    )
+
+
+def _check_permutation(name: str, query: str, answer: Answer, lists: Run) -> None:
+    given = sorted(document for document, _ in lists[query])
+    if sorted(document for document, _ in answer.ranking) != given:
+        raise ValueError(f"{name} did not return the {len(given)} candidates of query {query!r}")

@@ -1,0 +1,136 @@
+"""FAISS underneath: factories, always by cosine, built the same way every time."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from e2rank.config import IndexConfig
+from e2rank.errors import MissingExtra
+from e2rank.index.files import sync_file
+
+CHUNK = 65_536
+"""Rows read from the mapped vectors at a time."""
+
+
+def load_faiss() -> Any:
+    """The faiss module.
+
+    Raises:
+        MissingExtra: if it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingExtra("faiss", extra="cpu") from error
+    return faiss
+
+
+def make(dim: int, factory: str) -> Any:
+    """An empty FAISS index whose scores are inner products of unit rows, so cosines.
+
+    Raises:
+        ValueError: if FAISS does not understand the factory string for this dimension.
+    """
+    faiss = load_faiss()
+    try:
+        # The metric must be given: index_factory defaults to L2, upside down for cosines.
+        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ValueError(
+            f"FAISS cannot build the factory {factory!r} for dimension {dim}: {_reason(error)}"
+        ) from error
+
+
+def build(path: Path, vectors: np.ndarray, config: IndexConfig) -> None:
+    """Train and fill an index from mapped (n, d) unit rows, and write it to `path`.
+
+    Raises:
+        ValueError: if there are too few rows to train the factory on.
+        OSError: if the disk is full.
+    """
+    faiss = load_faiss()
+    index = make(vectors.shape[1], config.factory)
+    with _threads(faiss, config.factory):
+        _train(index, vectors, config)
+        for start in range(0, len(vectors), CHUNK):
+            index.add(np.ascontiguousarray(vectors[start : start + CHUNK]))
+    _write(faiss, index, path, len(vectors))
+
+
+def read(path: Path, config: dict[str, Any]) -> Any:
+    """Open a written index, mapped where FAISS can map its kind, with its search settings."""
+    faiss = load_faiss()
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError:  # kinds of index that FAISS only reads into memory
+        index = faiss.read_index(str(path))
+    for name, parameter in (("nprobe", "nprobe"), ("ef_search", "efSearch")):
+        if config.get(name) is not None:
+            _set(faiss, index, parameter, config[name], config["factory"])
+    return index
+
+
+def check(dim: int, config: IndexConfig) -> None:
+    """Refuse a factory, or a search setting, before any document is encoded.
+
+    Raises:
+        ValueError: if FAISS does not understand it.
+    """
+    index, faiss = make(dim, config.factory), load_faiss()
+    for value, parameter in ((config.nprobe, "nprobe"), (config.ef_search, "efSearch")):
+        if value is not None:
+            _set(faiss, index, parameter, value, config.factory)
+
+
+def _set(faiss: Any, index: Any, parameter: str, value: int, factory: str) -> None:
+    try:
+        faiss.ParameterSpace().set_index_parameter(index, parameter, value)
+    except RuntimeError as error:
+        raise ValueError(f"{parameter} does not apply to the factory {factory!r}") from error
+
+
+def _train(index: Any, vectors: np.ndarray, config: IndexConfig) -> None:
+    if index.is_trained:
+        return
+    rows = np.linspace(0, len(vectors) - 1, min(len(vectors), config.train_rows)).astype(np.int64)
+    try:
+        index.train(np.ascontiguousarray(vectors[rows]))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{len(rows)} documents are too few to train the factory {config.factory!r}: "
+            f"{_reason(error)}; use 'Flat', or fewer lists"
+        ) from error
+
+
+def _write(faiss: Any, index: Any, path: Path, count: int) -> None:
+    """Write and read back: on a full disk FAISS may cut a file short without an error."""
+    try:
+        faiss.write_index(index, str(path))
+        sync_file(path)
+        written = read(path, {}).ntotal
+    except RuntimeError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+    if written != count:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+@contextlib.contextmanager
+def _threads(faiss: Any, factory: str) -> Iterator[None]:
+    """One thread for HNSW: several insert in an order that changes from run to run."""
+    before = faiss.omp_get_max_threads()
+    if "HNSW" in factory:
+        faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _reason(error: RuntimeError) -> str:
+    """The last part of FAISS's message, after the place in its source."""
+    return str(error).strip().splitlines()[-1].split(": ", 1)[-1].removeprefix("Error: ")

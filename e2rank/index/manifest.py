@@ -1,0 +1,91 @@
+"""The manifest: the one file that makes a folder an index, written last, by rename."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from e2rank.errors import IndexFormatError
+from e2rank.index.files import write_atomically
+
+FORMAT = 1
+KIND = "e2rank-index"
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderInfo:
+    """Which encoder made the vectors: its name, its fingerprint and their dimension."""
+
+    name: str
+    fingerprint: str
+    dim: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What an index is made of.
+
+    Args:
+        encoder: which encoder made it.
+        config: the fields of the `IndexConfig` it was built with.
+        segments: `{"name", "count"}` of each; today there is exactly one.
+        tombstones: ids of deleted documents; today always empty.
+        files: path inside the folder to `{"bytes", "xxh3"}`, for every file but the manifest.
+    """
+
+    encoder: EncoderInfo
+    config: dict[str, Any]
+    segments: list[dict[str, Any]]
+    tombstones: list[str]
+    files: dict[str, dict[str, Any]]
+
+    @property
+    def count(self) -> int:
+        """Documents in the index."""
+        return sum(segment["count"] for segment in self.segments)
+
+    def save(self, folder: Path) -> None:
+        """Put this manifest in place at once: readers see the old one or the new one."""
+        fields = {"format": FORMAT, "kind": KIND, **dataclasses.asdict(self)}
+        text = json.dumps(fields, indent=2, ensure_ascii=False)
+        write_atomically(folder / NAME, text.encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read the manifest of an index folder.
+
+        Raises:
+            IndexFormatError: if the folder is no index, is damaged, or needs a newer e2rank.
+        """
+        fields = _read(folder)
+        if fields.pop("kind", None) != KIND:
+            raise IndexFormatError(f"{folder / NAME} is not the manifest of an e2rank index")
+        version = fields.pop("format", None)
+        if not isinstance(version, int) or version > FORMAT:
+            raise IndexFormatError(
+                f"{folder} has index format {version}, and this e2rank reads up to {FORMAT}. "
+                "Run: pip install -U e2rank"
+            )
+        try:
+            encoder = EncoderInfo(**fields.pop("encoder"))
+            return cls(encoder=encoder, **fields)
+        except (TypeError, KeyError) as error:
+            raise IndexFormatError(f"{folder / NAME} is damaged: {error}") from error
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise IndexFormatError(f"{folder} is not a folder; expected an e2rank index")
+    try:
+        fields = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise IndexFormatError(
+            f"{folder} has no {NAME}: not an e2rank index, or its build was cut short"
+        ) from None
+    except ValueError as error:
+        raise IndexFormatError(f"{folder / NAME} is damaged: {error}") from error
+    if not isinstance(fields, dict):
+        raise IndexFormatError(f"{folder / NAME} is damaged: expected a JSON object")
+    return fields

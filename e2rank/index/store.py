@@ -1,0 +1,139 @@
+"""An index folder opened for reading: files checked, vectors mapped, searched by cosine."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from e2rank.documents import Document
+from e2rank.errors import IndexFormatError
+from e2rank.index import dense
+from e2rank.index.files import file_entry
+from e2rank.index.manifest import Manifest
+from e2rank.index.table import Table
+from e2rank.scores import unit
+
+
+class Store:
+    """One open index; make it with `Store.open`."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        """Open the files that `manifest` lists, without hashing them."""
+        self.folder, self.manifest = folder, manifest
+        _check_sizes(folder, manifest)
+        segment = folder / "segments" / manifest.segments[0]["name"]
+        self._exact = manifest.config["factory"] == "Flat"
+        try:
+            self._vectors = np.load(segment / "vectors.npy", mmap_mode="r", allow_pickle=False)
+            self._faiss = dense.read(segment / "dense.faiss", manifest.config)
+            self.contract: dict[str, Any] = json.loads((segment / "contract.json").read_bytes())
+        except (ValueError, RuntimeError) as error:
+            raise IndexFormatError(f"{folder} is damaged: {error}") from error
+        self._table = Table(segment / "documents.sqlite")
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open an index folder; reading its manifest, file sizes and headers is all that it costs.
+
+        Raises:
+            IndexFormatError: if it is no whole index of a known format.
+        """
+        return cls(folder, Manifest.load(folder))
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def dim(self) -> int:
+        """Length of the stored vectors."""
+        return self.manifest.encoder.dim
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._table.close()
+        self._faiss = None
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best rows of each query by cosine; rows of equal cosine come in row order.
+
+        An approximate factory decides which rows are found; their scores are exact cosines.
+
+        Args:
+            queries: (q, d) float32; normalised here.
+            k: rows to find; the index's size if it holds fewer.
+        Returns:
+            Scores (q, k) float32, best first, and rows (q, k) int64. Where an approximate
+            factory finds fewer, the rest has row -1 and score -inf.
+        Raises:
+            ValueError: for the wrong shape, a NaN or an infinity, or k < 1.
+        """
+        queries = np.asarray(queries, dtype=np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise ValueError(f"expected (q, {self.dim}) query vectors, got {queries.shape}")
+        if not np.isfinite(queries).all():
+            raise ValueError("a query vector holds a NaN or an infinity")
+        if k < 1:
+            raise ValueError(f"k is {k}; it must be at least 1")
+        queries = unit(queries)
+        scores, rows = self._faiss.search(queries, min(k, len(self)))
+        if not self._exact:
+            scores = self._cosines(queries, rows)
+        scores = np.where(rows < 0, -np.inf, scores).astype(np.float32)
+        order = np.lexsort((rows, -scores), axis=1)
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+    def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The stored (n, d) float32 unit vectors of these rows, in this order."""
+        return self._vectors[np.asarray(rows, dtype=np.int64)]
+
+    def documents(self, rows: Sequence[int] | np.ndarray) -> list[Document]:
+        """The documents of these rows, in this order.
+
+        Raises:
+            IndexError: if there is no such row.
+        """
+        return self._table.documents(rows)
+
+    def row_of(self, identifier: str) -> int | None:
+        """The row of the document with this id, or None."""
+        return self._table.row_of(identifier)
+
+    def __iter__(self) -> Iterator[Document]:
+        """Every document, in row order, streamed."""
+        return iter(self._table)
+
+    def verify(self) -> None:
+        """Read every byte and compare it with the manifest.
+
+        Raises:
+            IndexFormatError: naming the first file that differs.
+        """
+        for name, entry in self.manifest.files.items():
+            if file_entry(self.folder / name) != entry:
+                raise IndexFormatError(
+                    f"{self.folder / name} is damaged: it differs from the manifest's hash; "
+                    "build the index again, or restore the file"
+                )
+
+    def _cosines(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        found = [self.vectors(np.maximum(each, 0)) for each in rows]
+        return np.stack([vectors @ query for vectors, query in zip(found, queries, strict=True)])
+
+
+def _check_sizes(folder: Path, manifest: Manifest) -> None:
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise IndexFormatError(f"{path} is missing: the index is damaged")
+        if (size := path.stat().st_size) != entry["bytes"]:
+            raise IndexFormatError(
+                f"{path} has {size} bytes, expected {entry['bytes']}: the index is damaged"
+            )
