@@ -7,11 +7,11 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from e2rank.config import IndexConfig
-from e2rank.documents import Candidates, Document
+from e2rank.documents import Document
 from e2rank.encoders import Encoder, difference
 from e2rank.encoders.presets import load_encoder
 from e2rank.errors import EncoderMismatch
-from e2rank.gather import DenseGatherer
+from e2rank.gather import DenseGatherer, GivenList
 from e2rank.hits import Hits
 from e2rank.index import EncoderInfo, Store, build_index
 from e2rank.rerank import Reranker
@@ -20,7 +20,7 @@ from e2rank.rerank.listwise import ListwiseReranker
 from e2rank.rerank.plans import Full, Groups, Windows
 from e2rank.search import Search, order_texts
 
-Rerank = bool | Literal["listwise", "prf", "none"] | Full | Windows | Groups | Reranker
+Rerank = bool | Literal["listwise", "prf", "cosine", "none"] | Full | Windows | Groups | Reranker
 """How to rerank: yes or no, by name, by a listwise plan, or with a reranker of one's own."""
 
 
@@ -131,7 +131,7 @@ class Engine:
         """The k best documents for `query`; see `search_many` for the options."""
         return self.search_many([query], k, **options)[0]
 
-    def search_many(
+    def search_many(  # noqa: PLR0913 - one call, every choice by name
         self,
         queries: Sequence[str],
         k: int = 10,
@@ -213,20 +213,46 @@ class Engine:
             ranked = [each | {"text": documents[each["corpus_id"]]} for each in ranked]
         return ranked
 
-    def candidates(self, query: str, ids: Sequence[str]) -> Candidates:
-        """Given documents of the index as candidates for a query, in the given order.
+    def rerank(
+        self,
+        query: str,
+        ranking: Sequence[tuple[str, float]],
+        *,
+        rerank: Rerank = True,
+        shown: int = 20,
+        fuse: float | None = None,
+    ) -> Hits:
+        """Reorder a list that another search made, such as one of BM25.
 
+        Args:
+            query: not blank.
+            ranking: (id, score) of documents of this index, best first.
+            rerank: as in `search_many`, or "cosine" for the plain cosine with the query.
+            shown: candidates in the prompt of the default plan.
+            fuse: weight of the rerank against the list's own scores, as in `search_many`.
+        Returns:
+            Every document of the list; `first_score` and `first_rank` are the list's.
         Raises:
-            ValueError: if the index holds no document of one of the ids.
+            ValueError: if the index lacks one of the documents, or for a blank query.
         """
-        rows = [self.store.row_of(each) for each in ids]
+        rows = [self.store.row_of(identifier) for identifier, _ in ranking]
         if None in rows:
-            raise ValueError(f"the index holds no document {ids[rows.index(None)]!r}")
-        known = np.array(rows, dtype=np.int64)
-        vectors = self.store.vectors(known)
-        asked = self.encoder.encode_queries([query]).vectors[0]
-        texts = [document.body for document in self.store.documents(known)]
-        return Candidates(list(ids), texts, vectors @ asked, vectors, self.encoder.fingerprint)
+            raise ValueError(f"the index holds no document {ranking[rows.index(None)][0]!r}")
+        search = Search(
+            gatherer=GivenList(
+                np.array(rows, dtype=np.int64),
+                np.array([score for _, score in ranking], dtype=np.float32),
+                DenseGatherer(self.encoder, self.store),
+            ),
+            store=self.store,
+            fingerprint=self.encoder.fingerprint,
+            reranker=self._reranker(rerank, shown),
+            k=max(len(ranking), 1),
+            depth=max(len(ranking), 1),
+            rounds=0,
+            weight=fuse,
+        )
+        return search.run([query])[0]
 
     def _reranker(self, rerank: Rerank, shown: int) -> Reranker | None:
         if rerank is False or rerank == "none":
@@ -235,6 +261,8 @@ class Engine:
             return ListwiseReranker(self.encoder, Full(shown))
         if rerank == "prf":
             return FeedbackReranker(self.encoder)
+        if rerank == "cosine":
+            return FeedbackReranker(self.encoder, weight=0.0, name="cosine")
         if isinstance(rerank, Full | Windows | Groups):
             return ListwiseReranker(self.encoder, rerank)
         if isinstance(rerank, Reranker):

@@ -18,11 +18,13 @@ class Gathered:
         scores: (q, k) float32, best first.
         rows: (q, k) int64, -1 where there are fewer.
         queries: how the queries were encoded.
+        calls: sequences the model read for each query.
     """
 
     scores: np.ndarray
     rows: np.ndarray
     queries: Encoding
+    calls: int = 1
 
 
 class Gatherer(Protocol):
@@ -61,3 +63,34 @@ class DenseGatherer:
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Stored (n, d) float32 unit vectors of these rows."""
         return self.store.vectors(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenList:
+    """One query's candidates from elsewhere: rows and scores in their given order.
+
+    The dense gatherer still answers for vectors, and for what a feedback round searches.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    dense: DenseGatherer
+
+    def gather(self, queries: Sequence[str], k: int) -> Gathered:
+        """The first k of the list; no model reads anything.
+
+        Raises:
+            ValueError: for more than one query, since this is the list of one.
+        """
+        if len(queries) != 1:
+            raise ValueError(f"a given list is for one query, got {len(queries)}")
+        nothing = Encoding(np.zeros((1, self.dense.store.dim), dtype=np.float32))
+        return Gathered(self.scores[None, :k], self.rows[None, :k], nothing, calls=0)
+
+    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best k rows of each vector, by cosine."""
+        return self.dense.search(vectors, k)
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Stored (n, d) float32 unit vectors of these rows."""
+        return self.dense.vectors(rows)

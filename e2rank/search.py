@@ -99,7 +99,7 @@ class Search:
                 query=query,
                 hits=hits[place],
                 timings=timings,
-                model_calls=1 + (pool.answer.calls if pool.answer else 0),
+                model_calls=found.calls + (pool.answer.calls if pool.answer else 0),
                 tokens=tokens + (pool.answer.tokens if pool.answer else 0),
                 truncated=int(place in cut) + (pool.answer.truncated if pool.answer else 0),
                 rerank_error=pool.error,

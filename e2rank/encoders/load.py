@@ -1,6 +1,6 @@
 """Weights from disk or hub into a `TorchEncoder`."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -58,7 +58,7 @@ def load_sentence_transformer(name: str, *, device: str | None = None) -> TorchE
     tokenizer = loaded.tokenizer
     return TorchEncoder(
         name,
-        loaded[0].auto_model,
+        cast(torch.nn.Module, loaded[0].auto_model),
         tokenizer.backend_tokenizer,
         _contract(name, loaded),
         head=head,

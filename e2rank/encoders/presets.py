@@ -115,9 +115,10 @@ def _any_model(name: str, device: str | None) -> Encoder:
     from e2rank.encoders.load import load_sentence_transformer
 
     # A bare word is a misspelt preset far more often than a model: say so before any download.
+    presets = ", ".join(sorted([*PRESETS, "hashing"]))
     if "/" not in name and not Path(name).is_dir():
         raise ValueError(
-            f"unknown encoder {name!r}: the presets are {', '.join(sorted([*PRESETS, 'hashing']))}; "
+            f"unknown encoder {name!r}: the presets are {presets}; "
             "anything else is a folder, or the owner/name of a sentence-transformers model"
         )
     return load_sentence_transformer(name, device=device)

@@ -33,7 +33,7 @@ PARTIAL = ".partial"
 Encode = Callable[[Sequence[str]], np.ndarray]
 
 
-def build_index(
+def build_index(  # noqa: PLR0913 - one call, every choice by name
     documents: Iterable[Document | Mapping[str, Any]],
     folder: Path,
     *,

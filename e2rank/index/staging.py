@@ -94,9 +94,12 @@ class Staging:
     def append(self, documents: Sequence[Document], vectors: np.ndarray) -> None:
         """Make a batch durable: both files first, then the record of how far they go."""
         lines = "".join(_line(each) for each in documents).encode()
-        sizes = [_append(self.vectors, vectors.tobytes()), _append(self.spool, lines)]
+        vectors_size = _append(self.vectors, vectors.tobytes())
+        spool_size = _append(self.spool, lines)
         done = self.progress.done + len(documents)
-        self.progress = Progress(done, *sizes, self._hash.hexdigest(), self._settings)
+        self.progress = Progress(
+            done, vectors_size, spool_size, self._hash.hexdigest(), self._settings
+        )
         state = {name: getattr(self.progress, name) for name in Progress.__slots__}
         write_atomically(self.folder / "progress.json", json.dumps(state).encode())
 

@@ -25,11 +25,14 @@ def rocchio(query: np.ndarray, documents: np.ndarray, weight: float) -> np.ndarr
 
 
 class FeedbackReranker:
-    """Cosine of every candidate with the Rocchio mean of the query and the top m candidates."""
+    """Cosine of every candidate with the Rocchio mean of the query and the top m candidates.
 
-    name = "prf"
+    With weight 0 the query stays as it is: that is the plain cosine order of given candidates.
+    """
 
-    def __init__(self, encoder: Encoder, *, m: int = 3, weight: float = 0.5) -> None:
+    def __init__(
+        self, encoder: Encoder, *, m: int = 3, weight: float = 0.5, name: str = "prf"
+    ) -> None:
         """Take feedback from the top m candidates.
 
         Raises:
@@ -37,7 +40,7 @@ class FeedbackReranker:
         """
         if m < 1 or not 0.0 <= weight <= 1.0:
             raise ValueError(f"m is {m} and weight {weight}; expected m >= 1 and 0 <= weight <= 1")
-        self.encoder, self.m, self.weight = encoder, m, weight
+        self.encoder, self.m, self.weight, self.name = encoder, m, weight, name
 
     def score(self, queries: Sequence[str], pools: Sequence[Candidates]) -> list[Scored]:
         """One answer a query; the model reads the query, and texts without stored vectors."""

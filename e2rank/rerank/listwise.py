@@ -46,9 +46,11 @@ class ListwiseReranker:
         Raises:
             ValueError: if a query leaves no room for its candidates in the prompt.
         """
-        if isinstance(self.plan, Full):
-            return self._full(queries, pools, self.plan.shown)
-        return [self._planned(query, pool) for query, pool in zip(queries, pools, strict=True)]
+        plan = self.plan
+        if isinstance(plan, Full):
+            return self._full(queries, pools, plan.shown)
+        pairs = zip(queries, pools, strict=True)
+        return [self._planned(query, pool, plan) for query, pool in pairs]
 
     def _full(
         self, queries: Sequence[str], pools: Sequence[Candidates], shown: int
@@ -71,13 +73,10 @@ class ListwiseReranker:
             )
         return answers
 
-    def _planned(self, query: str, pool: Candidates) -> Scored:
+    def _planned(self, query: str, pool: Candidates, plan: Windows | Groups) -> Scored:
         documents = self._documents(pool)
         run = _Run(self.encoder, query, pool.texts, documents.vectors)
-        if isinstance(self.plan, Windows):
-            order = run.windows(self.plan)
-        else:
-            order = run.groups(self.plan)  # type: ignore[arg-type]
+        order = run.windows(plan) if isinstance(plan, Windows) else run.groups(plan)
         scores = np.empty(len(pool), dtype=np.float32)
         # Scores of different windows are not comparable: the order itself is the answer.
         scores[order] = 1.0 - np.arange(len(pool), dtype=np.float32) / len(pool)
