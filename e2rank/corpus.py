@@ -49,9 +49,10 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
     Raises:
         CorpusError: if the file is no gzip file, is cut short, damaged, or not UTF-8.
     """
+    if file.suffix == ".gz":
+        _check_gzip(file)
     number = 0
-    opened = gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
-    with opened as source:
+    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as source:
         try:
             for number, line in enumerate(source, start=1):
                 text = line.decode("utf-8")
@@ -59,7 +60,7 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
                     yield number, text
         except EOFError:
             raise CorpusError(
-                f"{file.name} ends early after line {number}: the file was cut short; fetch it again"
+                f"{file.name} ends early after line {number}: the file is cut short"
             ) from None
         except UnicodeDecodeError as error:
             raise CorpusError(f"{file.name} line {number} is not UTF-8: {error.reason}") from None
@@ -71,7 +72,8 @@ def read_records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and object of each line of a JSONL file.
 
     Raises:
-        CorpusError: naming the line that is not a JSON object.
+        CorpusError: naming the line that is not a JSON object, or whose text cannot be written
+            as UTF-8.
     """
     for number, line in read_lines(file):
         try:
@@ -82,20 +84,61 @@ def read_records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise CorpusError(
                 f"{file.name} line {number} is a JSON {type(record).__name__}; expected an object"
             )
+        if "\\u" in line:
+            _check_escapes(record, f"{file.name} line {number}")
         yield number, record
+
+
+def _check_gzip(file: Path) -> None:
+    with file.open("rb") as source:
+        start = source.read(2)
+    if not start:
+        # Python reads no bytes as a gzip file of nothing; a real one is never empty.
+        raise CorpusError(f"{file.name} is empty: the file is cut short")
+    if not b"\x1f\x8b".startswith(start):
+        raise CorpusError(f"{file.name} is not a gzip file: drop .gz from its name or compress it")
+
+
+def _check_escapes(record: dict[str, Any], where: str) -> None:
+    r"""Half a surrogate pair (`\ud83d` alone) is valid JSON that no file or model can take."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise CorpusError(
+            f"{where} has half a surrogate pair: it is cut inside a \\u escape"
+        ) from None
 
 
 def _document(record: dict[str, Any], where: str) -> Document:
     fields = dict(record)
-    identifier = fields.pop("_id" if "_id" in fields else "id", None)
-    text, title = fields.pop("text", None), fields.pop("title", None)
-    if not isinstance(identifier, str) or not identifier:
-        raise CorpusError(f"{where} has the id {identifier!r}; expected a string that is not empty")
-    if not isinstance(text, str):
-        raise CorpusError(f"{where} has the text {text!r}; expected a string")
-    if not isinstance(title, str | None):
-        raise CorpusError(f"{where} has the title {title!r}; expected a string")
-    metadata = fields.pop("metadata", None) or {}
+    key = "_id" if "_id" in fields else "id"
+    for name in (key, "text"):
+        if name not in fields:
+            raise CorpusError(f"{where} has no {name!r}; expected '_id' (or 'id') and 'text'")
+    identifier, text = _string(fields, key, where), _string(fields, "text", where)
+    if not identifier:
+        raise CorpusError(f"{where} has an empty id")
+    # BEIR writes a missing title or metadata as null here and there.
+    title = _string(fields, "title", where) if fields.get("title") is not None else ""
+    fields.pop("title", None)
+    return Document(identifier, text, title, _metadata(fields, where))
+
+
+def _string(fields: dict[str, Any], name: str, where: str) -> str:
+    value = fields.pop(name)
+    if not isinstance(value, str):
+        raise CorpusError(f"{where} has {name!r} of type {type(value).__name__}; expected a string")
+    return value
+
+
+def _metadata(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """The metadata and every field that is left; neither may hide the other."""
+    metadata = fields.pop("metadata", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict):
-        raise CorpusError(f"{where} has the metadata {metadata!r}; expected an object")
-    return Document(identifier, text, title or "", {**metadata, **fields})
+        kind = type(metadata).__name__
+        raise CorpusError(f"{where} has 'metadata' of type {kind}; expected an object")
+    twice = sorted(metadata.keys() & fields.keys())
+    if twice:
+        raise CorpusError(f"{where} has {twice[0]!r} both inside and outside its metadata")
+    return {**metadata, **fields}

@@ -2,7 +2,7 @@
 
 from e2rank.evaluate.collection import Collection, load_beir
 from e2rank.evaluate.measures import MEASURES, mean, per_query
-from e2rank.evaluate.protocol import Answer, evaluate
+from e2rank.evaluate.protocol import Answer, ListRanker, Ranker, evaluate, evaluate_lists
 from e2rank.evaluate.report import Report, Row
 from e2rank.evaluate.significance import Deltas, deltas, permutation_test
 from e2rank.evaluate.trec import read_qrels, read_run, write_run
@@ -12,10 +12,13 @@ __all__ = [
     "Answer",
     "Collection",
     "Deltas",
+    "ListRanker",
+    "Ranker",
     "Report",
     "Row",
     "deltas",
     "evaluate",
+    "evaluate_lists",
     "load_beir",
     "mean",
     "per_query",

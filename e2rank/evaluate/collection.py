@@ -9,7 +9,7 @@ from e2rank.documents import Document
 from e2rank.errors import CorpusError
 from e2rank.evaluate.trec import Qrels, read_qrels
 
-_SUFFIXES = (".tsv", ".tsv.gz", ".trec", ".qrels")
+_SUFFIXES = (".tsv", ".tsv.gz", ".trec", ".trec.gz", ".qrels", ".qrels.gz")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,36 +54,59 @@ class Collection:
         )
 
 
-def load_beir(folder: str | Path, split: str = "test") -> Collection:
+def load_beir(
+    folder: str | Path, split: str = "test", qrels: str | Path | None = None
+) -> Collection:
     """Queries and judgments of one split of a BEIR folder; plain or .gz.
 
+    Args:
+        folder: with corpus, queries and qrels/.
+        split: names the qrels file: qrels/<split>.tsv, .trec or .qrels.
+        qrels: a qrels file to read instead; `split` then only names it in the report.
     Raises:
         CorpusError: if a file is missing or broken, or a judged query has no text.
     """
     path = Path(folder)
+    judgments = read_qrels(qrels if qrels is not None else _qrels_file(path, split))
     file = find_file(path, "queries.jsonl")
-    qrels = read_qrels(_qrels_file(path, split))
-    texts = {}
-    for number, record in read_records(file):
-        identifier, text = record.get("_id", record.get("id")), record.get("text")
-        if not isinstance(identifier, str) or not isinstance(text, str):
-            raise CorpusError(f"{file.name} line {number} lacks an _id or a text that is a string")
-        texts[identifier] = text
-    unknown = qrels.keys() - texts.keys()
+    texts = _texts(file)
+    unknown = judgments.keys() - texts.keys()
     if unknown:
         raise CorpusError(f"{file.name} has no query {sorted(unknown)[0]!r}, which {split} judges")
     return Collection(
         name=path.resolve().name,
         split=split,
         folder=path,
-        queries={query: text for query, text in texts.items() if query in qrels},
-        qrels=qrels,
+        queries={query: text for query, text in texts.items() if query in judgments},
+        qrels=judgments,
     )
 
 
+def _texts(file: Path) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for number, record in read_records(file):
+        identifier, text = record.get("_id", record.get("id")), record.get("text")
+        if not isinstance(identifier, str) or not isinstance(text, str):
+            raise CorpusError(f"{file.name} line {number} lacks an _id or a text that is a string")
+        if identifier in texts:
+            raise CorpusError(f"{file.name} line {number} repeats the query id {identifier!r}")
+        texts[identifier] = text
+    return texts
+
+
 def _qrels_file(folder: Path, split: str) -> Path:
+    if not folder.is_dir():
+        raise CorpusError(f"{folder} is not a folder; expected one with queries.jsonl and qrels/")
     for suffix in _SUFFIXES:
         if (file := folder / "qrels" / f"{split}{suffix}").is_file():
             return file
-    names = sorted(path.name.split(".")[0] for path in (folder / "qrels").glob("*.*"))
-    raise CorpusError(f"{folder} has no split {split!r}; there is {', '.join(names) or 'none'}")
+    names = sorted(
+        {
+            path.name.removesuffix(suffix)
+            for suffix in _SUFFIXES
+            for path in (folder / "qrels").glob(f"*{suffix}")
+        }
+    )
+    raise CorpusError(
+        f"{folder} has no split {split!r}; its splits are: {', '.join(names) or 'none'}"
+    )

@@ -1,6 +1,8 @@
 """Measures per query, through ir_measures, with ties counted against the ranking."""
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from e2rank.evaluate.trec import Qrels
 
@@ -19,22 +21,37 @@ def per_query(
     not deciding. The ideal ranking is over all judgments of `qrels`.
 
     Raises:
-        ValueError: for a measure ir_measures does not know.
+        ValueError: for a measure ir_measures does not know or cannot compute here, or a ranking
+            with a NaN or the same document twice.
     Source: pessimistic ties, McSherry & Najork 2008; measures as trec_eval computes them.
     """
     import ir_measures
 
-    parsed = [_parse(name) for name in measures]
+    parsed = parse_measures(measures)
     scored = {
-        query: _untied(run[query], judged) for query, judged in qrels.items() if run.get(query)
+        query: _untied(query, run[query], judged)
+        for query, judged in qrels.items()
+        if run.get(query)
     }
     out: PerQuery = {name: dict.fromkeys(qrels, 0.0) for name in measures}
     if not scored:
         return out
-    names = dict(zip(parsed, measures, strict=True))
-    for value in ir_measures.iter_calc(parsed, qrels, scored):
-        out[names[value.measure]][value.query_id] = float(value.value)
+    for value in ir_measures.iter_calc(list(parsed.values()), qrels, scored):
+        # Two names can mean one measure: MRR@10 is RR@10.
+        for name in (name for name, measure in parsed.items() if measure == value.measure):
+            out[name][value.query_id] = float(value.value)
     return out
+
+
+def parse_measures(names: Sequence[str]) -> dict[str, Any]:
+    """Name to measure of ir_measures, in order.
+
+    Raises:
+        ValueError: if there is none, or for one it does not know or cannot compute here.
+    """
+    if not names:
+        raise ValueError(f"no measure is given; examples are {', '.join(MEASURES)}")
+    return {name: _parse(name) for name in names}
 
 
 def mean(values: Mapping[str, float]) -> float:
@@ -42,16 +59,28 @@ def mean(values: Mapping[str, float]) -> float:
     return sum(values.values()) / len(values)
 
 
-def _parse(name: str):  # type: ignore[no-untyped-def]
+def _parse(name: str) -> Any:
     import ir_measures
 
+    providers: Any = ir_measures.DefaultPipeline
     try:
-        return ir_measures.parse_measure(name)
-    except (NameError, ValueError, SyntaxError) as error:
-        raise ValueError(f"unknown measure {name!r}; examples are {', '.join(MEASURES)}") from error
+        measure = ir_measures.parse_measure(name)
+        known = bool(providers.supports(measure))
+        # trec_eval ends the whole process on a cutoff of 0.
+        known = known and measure.params.get("cutoff", 1) >= 1
+    # What ir_measures raises for a parameter it does not know, or a value it cannot take.
+    except (NameError, ValueError, SyntaxError, KeyError, TypeError, AssertionError):
+        known = False
+    if not known:
+        raise ValueError(f"unknown measure {name!r}; examples are {', '.join(MEASURES)}")
+    return measure
 
 
-def _untied(ranking: Ranking, judged: Mapping[str, int]) -> dict[str, float]:
+def _untied(query: str, ranking: Ranking, judged: Mapping[str, int]) -> dict[str, float]:
     """The same order as strictly falling whole scores; the least relevant of a tie first."""
+    if any(math.isnan(score) for _, score in ranking):
+        raise ValueError(f"the ranking of query {query!r} has a NaN score; it cannot be sorted")
+    if len({document for document, _ in ranking}) != len(ranking):
+        raise ValueError(f"the ranking of query {query!r} holds a document twice")
     order = sorted(ranking, key=lambda entry: (-entry[1], judged.get(entry[0], 0)))
     return {document: float(len(order) - place) for place, (document, _) in enumerate(order)}

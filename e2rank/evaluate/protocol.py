@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from e2rank.evaluate.collection import Collection
-from e2rank.evaluate.measures import MEASURES, PerQuery, mean, per_query
+from e2rank.evaluate.measures import MEASURES, PerQuery, mean, parse_measures, per_query
 from e2rank.evaluate.report import Report, Row
 from e2rank.evaluate.significance import deltas, permutation_test
 from e2rank.evaluate.trec import Run
@@ -36,12 +36,15 @@ class Answer:
 Ranker = Callable[[str, str], Answer]
 """Query id and text to an answer."""
 
+ListRanker = Callable[[str, Sequence[tuple[str, float]]], Answer]
+"""Query text and its candidates, best first with scores, to an answer."""
+
 
 def evaluate(
     collection: Collection,
     rankers: Mapping[str, Ranker],
     *,
-    depth: int,
+    depth: int = 100,
     lists: Run | None = None,
     baseline: str | None = None,
     measures: Sequence[str] = MEASURES,
@@ -53,25 +56,31 @@ def evaluate(
     alike.
 
     Args:
-        collection: queries and judgments.
+        collection: queries and judgments; `collection.first(n)` for fewer of them.
         rankers: name to ranker.
         depth: candidates a query, for the report.
         lists: given candidates, best first; each answer must then be a permutation of its
-            query's. A judged query without a list is missing, and counts 0 for all rankers.
+            query's first `depth`. A judged query without a list is missing, and counts 0 for
+            all rankers.
         baseline: the ranker compared with; "none" if there is one, else the first.
         measures: the first is the one tested.
         progress: called with the number of queries done.
     Returns:
         The report, and each ranker's run.
     Raises:
-        ValueError: if there is no ranker or no such baseline, or an answer is no permutation.
+        ValueError: if there is no ranker or no such baseline, a measure is unknown, or an answer
+            is no permutation.
     """
+    # Before any work, which may take hours.
+    parse_measures(measures)
     base = baseline or ("none" if "none" in rankers else next(iter(rankers), ""))
     if base not in rankers:
         raise ValueError(f"the baseline {base!r} is none of the rankers {list(rankers)}")
-    answers: dict[str, dict[str, Answer]] = {name: {} for name in rankers}
+    if lists is not None:
+        lists = _cut(lists, depth)
     missing = tuple(q for q in collection.queries if lists is not None and not lists.get(q))
-    asked = [query for query in collection.queries if query not in missing]
+    answers: dict[str, dict[str, Answer]] = {name: {} for name in rankers}
+    asked = [query for query in collection.queries if lists is None or lists.get(query)]
     for done, query in enumerate(asked, start=1):
         for name, ranker in rankers.items():
             answer = ranker(query, collection.queries[query])
@@ -95,6 +104,53 @@ def evaluate(
         rows=tuple(_row(name, list(answers[name].values()), values, base) for name in rankers),
     )
     return report, runs
+
+
+def evaluate_lists(
+    collection: Collection,
+    run: Run,
+    rankers: Mapping[str, ListRanker],
+    *,
+    depth: int = 100,
+    baseline: str | None = None,
+    measures: Sequence[str] = MEASURES,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Report, dict[str, Run]]:
+    """`evaluate` over given lists, with rankers that are handed their candidates.
+
+    Args:
+        collection: queries and judgments.
+        run: candidates of each query, best first; cut at `depth`.
+        rankers: name to list ranker.
+        depth: candidates a query.
+        baseline: as in `evaluate`.
+        measures: as in `evaluate`.
+        progress: as in `evaluate`.
+    Returns:
+        The report, and each ranker's run.
+    Raises:
+        ValueError: as `evaluate` does.
+    """
+    lists = _cut(run, depth)
+
+    def asking(ranker: ListRanker) -> Ranker:
+        return lambda query, text: ranker(text, lists[query])
+
+    return evaluate(
+        collection,
+        {name: asking(ranker) for name, ranker in rankers.items()},
+        depth=depth,
+        lists=lists,
+        baseline=baseline,
+        measures=measures,
+        progress=progress,
+    )
+
+
+def _cut(lists: Run, depth: int) -> Run:
+    if depth < 1:
+        raise ValueError(f"depth is {depth}; it must be at least 1")
+    return {query: ranking[:depth] for query, ranking in lists.items()}
 
 
 def _row(name: str, answers: Sequence[Answer], values: Mapping[str, PerQuery], base: str) -> Row:

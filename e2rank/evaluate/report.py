@@ -33,8 +33,9 @@ class Row:
     deltas: Deltas | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The row, JSON-able."""
-        out: dict[str, Any] = {
+        """The row, JSON-able; the baseline has None for what is compared."""
+        worst = self.deltas and [{"query": query, "delta": x} for query, x in self.deltas.worst]
+        return {
             "ranker": self.ranker,
             "measures": self.measures,
             "latency_ms": self.latency_ms,
@@ -43,11 +44,10 @@ class Row:
             "truncated": self.truncated,
             "failed": self.failed,
             "p_value": self.p_value,
+            "wins": self.deltas and self.deltas.wins,
+            "losses": self.deltas and self.deltas.losses,
+            "worst": worst,
         }
-        if self.deltas is not None:
-            worst = [{"query": query, "delta": delta} for query, delta in self.deltas.worst]
-            out |= {"wins": self.deltas.wins, "losses": self.deltas.losses, "worst": worst}
-        return out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

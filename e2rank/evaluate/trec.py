@@ -1,6 +1,9 @@
 """TREC's two files: judgments (qrels) and rankings (runs), plain or gzipped."""
 
+import gzip
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from e2rank.corpus import read_lines
@@ -16,7 +19,8 @@ def read_qrels(path: str | Path) -> Qrels:
     Reads TREC's four columns (`query 0 document grade`) and BEIR's three with a header line.
 
     Raises:
-        CorpusError: naming the line that is neither.
+        CorpusError: naming the line that is neither, has a grade that is no whole number, or
+            grades a document a second time.
     """
     file = Path(path)
     qrels: Qrels = {}
@@ -26,7 +30,10 @@ def read_qrels(path: str | Path) -> Qrels:
         if len(fields) not in (3, 4):
             raise CorpusError(f"{where} has {len(fields)} columns; qrels have 4, or BEIR's 3")
         query, document, grade = fields[0], fields[-2], fields[-1]
-        qrels.setdefault(query, {})[document] = int(_number(grade, where))
+        judged = qrels.setdefault(query, {})
+        if document in judged:
+            raise CorpusError(f"{where} judges document {document!r} of query {query!r} again")
+        judged[document] = _grade(grade, where)
     if not qrels:
         raise CorpusError(f"{file.name} holds no judgment")
     return qrels
@@ -61,22 +68,65 @@ def read_run(path: str | Path) -> Run:
 def write_run(
     path: str | Path, run: Mapping[str, Sequence[tuple[str, float]]], tag: str = "e2rank"
 ) -> None:
-    """Write rankings as `query Q0 document rank score tag`, scores in full precision."""
-    with Path(path).open("w", encoding="utf-8") as file:
+    """Write rankings as `query Q0 document rank score tag`, scores in full precision.
+
+    Args:
+        path: gzipped if it ends in .gz.
+        run: query id to (document id, score), best first; equal scores are written as they are.
+        tag: names the run, in the last column.
+    Raises:
+        ValueError: if a name has white space, which separates the columns, or a score is higher
+            than the one before it, since reading sorts by score.
+    """
+    # Checked before the file is opened, so that a refusal leaves no half of a run behind.
+    for query, ranking in run.items():
+        _check_columns([query, tag, *(document for document, _ in ranking)])
+        _check_order(query, [float(score) for _, score in ranking])
+    file = Path(path)
+    with (
+        gzip.open(file, "wt", encoding="utf-8")
+        if file.suffix == ".gz"
+        else file.open("w", encoding="utf-8") as out
+    ):
         for query, ranking in run.items():
             for place, (document, score) in enumerate(ranking, start=1):
-                file.write(f"{query} Q0 {document} {place} {float(score)!r} {tag}\n")
+                out.write(f"{query} Q0 {document} {place} {float(score)!r} {tag}\n")
+
+
+def _check_columns(names: Sequence[str]) -> None:
+    for name in names:
+        if len(name.split()) != 1:
+            raise ValueError(f"{name!r} cannot be a column of a run: white space separates columns")
+
+
+def _check_order(query: str, scores: Sequence[float]) -> None:
+    for place, (before, score) in enumerate(pairwise([math.inf, *scores]), start=1):
+        # Not `>`: a NaN must fail too.
+        if not score <= before:
+            raise ValueError(f"the ranking of query {query!r} is not best first at rank {place}")
 
 
 def _rows(file: Path) -> Iterator[tuple[str, list[str]]]:
     if not file.is_file():
         raise CorpusError(f"{file} does not exist; expected a TREC file")
     for number, line in read_lines(file):
-        yield f"{file.name} line {number}", line.split()
+        # BEIR's columns are cut at tabs, so that an id may hold a space.
+        columns = line.rstrip("\r\n").split("\t")
+        yield f"{file.name} line {number}", columns if len(columns) == 3 else line.split()
 
 
 def _number(text: str, where: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise CorpusError(f"{where} has {text!r} where a number belongs") from None
+        number = math.nan
+    if math.isnan(number):
+        raise CorpusError(f"{where} has {text!r} where a number belongs")
+    return number
+
+
+def _grade(text: str, where: str) -> int:
+    number = _number(text, where)
+    if not number.is_integer():
+        raise CorpusError(f"{where} has the grade {text!r}; expected a whole number")
+    return int(number)
