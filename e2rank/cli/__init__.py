@@ -1,0 +1,36 @@
+"""The command line: `e2rank index | search | evaluate | rerank | show | demo`."""
+
+import logging
+import sqlite3
+import sys
+
+import typer
+
+from e2rank.cli.commands import app
+
+__all__ = ["app", "main"]
+
+KNOWN = (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error)
+"""What a user can do something about; anything else is a defect, and shows its traceback."""
+
+
+def main() -> None:
+    """Run the command line; a known error is one line on stderr and exit status 1."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        _fail("interrupted; what a build had finished is kept, and `--resume` continues it", 130)
+    except KNOWN as error:
+        _fail(_line(error), 1)
+
+
+def _line(error: BaseException) -> str:
+    # An OSError made with a message of our own shows only that, without its number.
+    text = error.strerror if isinstance(error, OSError) and not error.filename else str(error)
+    return " ".join((text or type(error).__name__).split())
+
+
+def _fail(message: str, status: int) -> None:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(status)

@@ -1,0 +1,230 @@
+"""The commands: arguments in, one call of the library, tables or JSON out."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from e2rank.cli import options
+from e2rank.cli.demo import run_demo
+from e2rank.cli.options import Ranker
+from e2rank.cli.output import hits_table, print_json, print_report, progress
+from e2rank.cli.rankers import (
+    by_name,
+    check_pattern,
+    reordering,
+    reranker,
+    searching,
+    write_runs,
+)
+from e2rank.config import IndexConfig, load_recipe
+from e2rank.corpus import read_corpus
+from e2rank.documents import Document
+from e2rank.engine import Engine
+from e2rank.evaluate.collection import Collection, load_beir
+from e2rank.evaluate.protocol import Ranker as Ask
+from e2rank.evaluate.protocol import evaluate as run_evaluation
+from e2rank.evaluate.trec import Run, read_run
+from e2rank.index import Store
+
+app = typer.Typer(
+    help="One embedding model that retrieves and reranks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Folder = Annotated[Path, typer.Argument(help="An index folder.")]
+Beir = Annotated[Path, typer.Argument(help="A BEIR folder: corpus, queries, qrels.")]
+Encoder = Annotated[str, typer.Option(help="A preset, a folder, or owner/name of a model.")]
+
+
+@app.command()
+def index(
+    corpus: Annotated[Path, typer.Argument(help="A BEIR folder, a .jsonl or a .jsonl.gz.")],
+    out: Annotated[Path, typer.Option(help="The folder to build the index in.")],
+    encoder: Encoder = "minilm",
+    recipe: Annotated[
+        Path | None, typer.Option(help="A TOML file with the fields of IndexConfig.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Continue a build that was killed.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Build an index over a corpus."""
+    config = load_recipe(IndexConfig, recipe) if recipe else IndexConfig()
+    with progress("documents", None) as done:
+        engine = Engine.build(
+            read_corpus(corpus),
+            out,
+            encoder,
+            config,
+            resume=resume,
+            overwrite=overwrite,
+            progress=done,
+        )
+    with engine:
+        _show(engine.store, as_json=json)
+
+
+@app.command()
+def search(
+    folder: Folder,
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    k: Annotated[int, typer.Option("-k", help="Documents to return.")] = 10,
+    rerank: Annotated[Ranker, typer.Option(help="How to rerank.")] = Ranker.LISTWISE,
+    depth: options.Depth = 100,
+    shown: options.Shown = 20,
+    cross_encoder: options.CrossEncoder = None,
+    json: options.Json = False,
+) -> None:
+    """Search an index."""
+    with Engine.open(folder) as engine:
+        chosen = reranker(rerank, cross_encoder)
+        hits = engine.search(query, k, rerank=chosen, depth=depth, shown=shown)
+    if json:
+        print_json(hits.to_dict())
+        return
+    Console().print(hits_table(hits, f"{query} ({rerank.value}, {hits.timings['total']:.0f} ms)"))
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    beir: Beir,
+    split: options.Split = "test",
+    rerank: options.Rerank = None,
+    depth: options.Depth = 100,
+    shown: options.Shown = 20,
+    fuse: options.Fuse = None,
+    limit: options.Limit = None,
+    cross_encoder: options.CrossEncoder = None,
+    run_out: options.RunOut = None,
+    json: options.Json = False,
+) -> None:
+    """Measure search end to end on a judged collection."""
+    names = rerank or [Ranker.NONE, Ranker.LISTWISE]
+    check_pattern(run_out, len(set(names)))
+    collection = load_beir(beir, split).first(limit)
+    with Engine.open(folder) as engine:
+        rankers = by_name(
+            names, cross_encoder, lambda each: searching(engine, each, depth, shown, fuse)
+        )
+        _evaluate(collection, rankers, depth, None, run_out, as_json=json)
+
+
+@app.command()
+def rerank(
+    beir: Beir,
+    run: Annotated[Path, typer.Option(help="A TREC run: the candidates of each query.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option("--index", help="An index of the documents; made on the fly if not given."),
+    ] = None,
+    encoder: Encoder = "minilm",
+    split: options.Split = "test",
+    rerank: options.Rerank = None,
+    depth: options.Depth = 100,
+    shown: options.Shown = 20,
+    fuse: options.Fuse = None,
+    limit: options.Limit = None,
+    cross_encoder: options.CrossEncoder = None,
+    run_out: options.RunOut = None,
+    json: options.Json = False,
+) -> None:
+    """Measure reranking of given candidate lists."""
+    names = rerank or [Ranker.NONE, Ranker.COSINE, Ranker.LISTWISE]
+    check_pattern(run_out, len(set(names)))
+    collection = load_beir(beir, split).first(limit)
+    lists = {query: ranking[:depth] for query, ranking in read_run(run).items()}
+    lists = {query: lists[query] for query in collection.queries if query in lists}
+    with tempfile.TemporaryDirectory() as scratch:
+        engine = (
+            Engine.open(folder)
+            if folder
+            else _index_listed(collection, lists, Path(scratch) / "index", encoder)
+        )
+        with engine:
+            rankers = by_name(
+                names, cross_encoder, lambda each: reordering(engine, lists, each, shown, fuse)
+            )
+            _evaluate(collection, rankers, depth, lists, run_out, as_json=json)
+
+
+@app.command()
+def show(
+    folder: Folder,
+    verify: Annotated[bool, typer.Option(help="Read every byte and check its hash.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Show what an index holds."""
+    with Store.open(folder) as store:
+        if verify:
+            store.verify()
+        _show(store, as_json=json)
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="A BEIR folder; the project's Cranfield if not given.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where to keep the index and the report.")] = Path(
+        ".demo"
+    ),
+) -> None:
+    """Index 1,400 abstracts, search them with and without rerank, and measure both."""
+    run_demo(data, out, Console())
+
+
+def _evaluate(
+    collection: Collection,
+    rankers: dict[str, Ask],
+    depth: int,
+    lists: Run | None,
+    run_out: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    with progress("queries", len(collection.queries)) as done:
+        report, runs = run_evaluation(collection, rankers, depth=depth, lists=lists, progress=done)
+    write_runs(run_out, runs)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print_report(report, Console())
+
+
+def _index_listed(collection: Collection, lists: Run, folder: Path, encoder: str) -> Engine:
+    wanted = {document for ranking in lists.values() for document, _ in ranking}
+
+    def listed() -> Iterator[Document]:
+        for document in collection.documents():
+            if document.id in wanted:
+                yield document
+
+    with progress("documents", len(wanted)) as done:
+        return Engine.build(listed(), folder, encoder, progress=done)
+
+
+def _show(store: Store, *, as_json: bool) -> None:
+    manifest = store.manifest
+    size = sum(entry["bytes"] for entry in manifest.files.values())
+    fields = {
+        "folder": str(store.folder),
+        "documents": len(store),
+        "encoder": manifest.encoder.name,
+        "fingerprint": manifest.encoder.fingerprint,
+        "dim": store.dim,
+        "factory": manifest.config["factory"],
+        "bytes": size,
+    }
+    if as_json:
+        print_json(fields)
+        return
+    console = Console()
+    for name, value in fields.items():
+        console.print(f"{name:12} {value:,}" if isinstance(value, int) else f"{name:12} {value}")
