@@ -14,7 +14,7 @@ demo: .venv/.ready
 test: .venv/.ready
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/mypy e2rank benchmarks/models.py
+	.venv/bin/mypy e2rank benchmarks
 	.venv/bin/lint-imports
 	.venv/bin/pytest -q
 

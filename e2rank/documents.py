@@ -40,13 +40,15 @@ class Candidates:
     """What was gathered for one query, best first.
 
     ids and texts hold n strings; scores is (n,) float32; vectors is (n, d) float32 of unit rows
-    made by the encoder with this fingerprint, or None where nothing is stored.
+    and query the (d,) unit vector of the query, both made by the encoder with this fingerprint,
+    or None where there is none.
     """
 
     ids: Sequence[str]
     texts: Sequence[str]
     scores: np.ndarray
     vectors: np.ndarray | None = None
+    query: np.ndarray | None = None
     fingerprint: str = ""
 
     def __len__(self) -> int:

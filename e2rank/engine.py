@@ -14,14 +14,8 @@ from e2rank.errors import EncoderMismatch
 from e2rank.gather import DenseGatherer, GivenList
 from e2rank.hits import Hits
 from e2rank.index import EncoderInfo, Store, build_index
-from e2rank.rerank import Reranker
-from e2rank.rerank.feedback import FeedbackReranker
-from e2rank.rerank.listwise import ListwiseReranker
-from e2rank.rerank.plans import Full, Groups, Windows
+from e2rank.rerank.choose import Rerank, choose
 from e2rank.search import Search, order_texts
-
-Rerank = bool | Literal["listwise", "prf", "cosine", "none"] | Full | Windows | Groups | Reranker
-"""How to rerank: yes or no, by name, by a listwise plan, or with a reranker of one's own."""
 
 
 class Engine:
@@ -127,9 +121,29 @@ class Engine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def search(self, query: str, k: int = 10, **options: Any) -> Hits:
-        """The k best documents for `query`; see `search_many` for the options."""
-        return self.search_many([query], k, **options)[0]
+    def search(  # noqa: PLR0913 - one call, every choice by name
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        rerank: Rerank = True,
+        depth: int = 100,
+        prompt: Literal["text"] = "text",
+        shown: int = 20,
+        feedback_rounds: int = 0,
+        fuse: float | None = None,
+    ) -> Hits:
+        """The k best documents for one query, as `search_many` finds them."""
+        return self.search_many(
+            [query],
+            k,
+            rerank=rerank,
+            depth=depth,
+            prompt=prompt,
+            shown=shown,
+            feedback_rounds=feedback_rounds,
+            fuse=fuse,
+        )[0]
 
     def search_many(  # noqa: PLR0913 - one call, every choice by name
         self,
@@ -171,7 +185,7 @@ class Engine:
             gatherer=DenseGatherer(self.encoder, self.store),
             store=self.store,
             fingerprint=self.encoder.fingerprint,
-            reranker=self._reranker(rerank, shown),
+            reranker=choose(rerank, self.encoder, shown),
             k=k,
             depth=depth,
             rounds=feedback_rounds,
@@ -205,7 +219,7 @@ class Engine:
         """
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be at least 1")
-        order, scores = order_texts(self.encoder, self._reranker(rerank, 20), query, documents)
+        order, scores = order_texts(self.encoder, choose(rerank, self.encoder), query, documents)
         ranked: list[dict[str, Any]] = [
             {"corpus_id": int(place), "score": float(scores[place])} for place in order[:top_k]
         ]
@@ -242,32 +256,12 @@ class Engine:
             gatherer=GivenList(
                 np.array(rows, dtype=np.int64),
                 np.array([score for _, score in ranking], dtype=np.float32),
-                DenseGatherer(self.encoder, self.store),
             ),
             store=self.store,
             fingerprint=self.encoder.fingerprint,
-            reranker=self._reranker(rerank, shown),
+            reranker=choose(rerank, self.encoder, shown),
             k=max(len(ranking), 1),
             depth=max(len(ranking), 1),
-            rounds=0,
             weight=fuse,
         )
         return search.run([query])[0]
-
-    def _reranker(self, rerank: Rerank, shown: int) -> Reranker | None:
-        if rerank is False or rerank == "none":
-            return None
-        if rerank is True or rerank == "listwise":
-            return ListwiseReranker(self.encoder, Full(shown))
-        if rerank == "prf":
-            return FeedbackReranker(self.encoder)
-        if rerank == "cosine":
-            return FeedbackReranker(self.encoder, weight=0.0, name="cosine")
-        if isinstance(rerank, Full | Windows | Groups):
-            return ListwiseReranker(self.encoder, rerank)
-        if isinstance(rerank, Reranker):
-            return rerank
-        raise ValueError(
-            f"rerank is {rerank!r}; expected True, False, 'listwise', 'prf', 'none', a plan or an "
-            "object with a name and score(queries, pools)"
-        )

@@ -17,29 +17,19 @@ class Gathered:
     Args:
         scores: (q, k) float32, best first.
         rows: (q, k) int64, -1 where there are fewer.
-        queries: how the queries were encoded.
-        calls: sequences the model read for each query.
+        queries: how the queries were encoded, or None where no model read them.
     """
 
     scores: np.ndarray
     rows: np.ndarray
-    queries: Encoding
-    calls: int = 1
+    queries: Encoding | None = None
 
 
 class Gatherer(Protocol):
-    """Any object with these three methods can be a first stage."""
+    """Any object with this method can be a first stage."""
 
     def gather(self, queries: Sequence[str], k: int) -> Gathered:
         """The best k rows of each query."""
-        ...
-
-    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and rows, both (q, k), for (q, d) vectors instead of texts."""
-        ...
-
-    def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Stored (n, d) float32 unit vectors of these rows."""
         ...
 
 
@@ -56,25 +46,13 @@ class DenseGatherer:
         scores, rows = self.store.search(encoded.vectors, k)
         return Gathered(scores, rows, encoded)
 
-    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The best k rows of each vector, by cosine."""
-        return self.store.search(vectors, k)
-
-    def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Stored (n, d) float32 unit vectors of these rows."""
-        return self.store.vectors(rows)
-
 
 @dataclass(frozen=True, slots=True)
 class GivenList:
-    """One query's candidates from elsewhere: rows and scores in their given order.
-
-    The dense gatherer still answers for vectors, and for what a feedback round searches.
-    """
+    """One query's candidates from elsewhere: (n,) rows and scores in their given order."""
 
     rows: np.ndarray
     scores: np.ndarray
-    dense: DenseGatherer
 
     def gather(self, queries: Sequence[str], k: int) -> Gathered:
         """The first k of the list; no model reads anything.
@@ -84,13 +62,4 @@ class GivenList:
         """
         if len(queries) != 1:
             raise ValueError(f"a given list is for one query, got {len(queries)}")
-        nothing = Encoding(np.zeros((1, self.dense.store.dim), dtype=np.float32))
-        return Gathered(self.scores[None, :k], self.rows[None, :k], nothing, calls=0)
-
-    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The best k rows of each vector, by cosine."""
-        return self.dense.search(vectors, k)
-
-    def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Stored (n, d) float32 unit vectors of these rows."""
-        return self.dense.vectors(rows)
+        return Gathered(self.scores[None, :k], self.rows[None, :k])

@@ -6,11 +6,12 @@ from typing import cast
 
 from e2rank.cli.options import Ranker
 from e2rank.encoders.presets import local_model
-from e2rank.engine import Engine, Rerank
+from e2rank.engine import Engine
 from e2rank.evaluate.protocol import Answer
 from e2rank.evaluate.protocol import Ranker as Ask
 from e2rank.evaluate.trec import Run, write_run
 from e2rank.hits import Hits
+from e2rank.rerank.choose import Rerank
 from e2rank.rerank.cross_encoder import CrossEncoderReranker
 
 
@@ -25,10 +26,8 @@ def searching(engine: Engine, rerank: Rerank, depth: int, shown: int, fuse: floa
     """The end-to-end protocol: the engine gathers its own candidates."""
 
     def ask(_: str, query: str) -> Answer:
-        options = {"rerank": rerank, "depth": depth, "shown": shown}
-        # Without a rerank there is nothing to fuse with.
         return _answer(
-            engine.search(query, depth, fuse=fuse if rerank != "none" else None, **options)
+            engine.search(query, depth, rerank=rerank, depth=depth, shown=shown, fuse=fuse)
         )
 
     return ask

@@ -55,7 +55,7 @@ class CrossEncoderReranker:
                 "expected one finite number a pair"
             )
         lengths = self._lengths(pairs)
-        most = self._model.max_length or max(lengths)
+        most = self._model.max_seq_length or max(lengths)
         return Scored(
             scores=scores,
             calls=len(pairs),

@@ -43,17 +43,24 @@ class FeedbackReranker:
         self.encoder, self.m, self.weight, self.name = encoder, m, weight, name
 
     def score(self, queries: Sequence[str], pools: Sequence[Candidates]) -> list[Scored]:
-        """One answer a query; the model reads the query, and texts without stored vectors."""
-        asked = self.encoder.encode_queries(queries)
-        answers = []
-        for query, pool in zip(asked.vectors, pools, strict=True):
-            calls, documents = 1, pool.vectors
-            if documents is None or pool.fingerprint != self.encoder.fingerprint:
-                calls, documents = (
-                    1 + len(pool),
-                    self.encoder.encode_documents(pool.texts).vectors,
-                )
-            moved = rocchio(query, documents[: self.m], self.weight)
-            tokens = asked.tokens // len(pools)
-            answers.append(Scored(documents @ moved, vector=moved, calls=calls, tokens=tokens))
-        return answers
+        """One answer a query; the model reads only what has no vector yet."""
+        return [self._one(query, pool) for query, pool in zip(queries, pools, strict=True)]
+
+    def _one(self, query: str, pool: Candidates) -> Scored:
+        stored = pool.fingerprint == self.encoder.fingerprint
+        asked, documents = (pool.query, pool.vectors) if stored else (None, None)
+        read = []
+        if asked is None:
+            read.append(self.encoder.encode_queries([query]))
+            asked = read[-1].vectors[0]
+        if documents is None:
+            read.append(self.encoder.encode_documents(pool.texts))
+            documents = read[-1].vectors
+        moved = rocchio(asked, documents[: self.m], self.weight)
+        return Scored(
+            scores=documents @ moved,
+            vector=moved,
+            calls=sum(len(each.vectors) for each in read),
+            tokens=sum(each.tokens for each in read),
+            truncated=sum(len(each.truncated) for each in read),
+        )

@@ -1,0 +1,65 @@
+"""What the benchmarks share: where collections are, indexes built once, results as JSON."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / ".work"
+RESULTS = ROOT / "benchmarks" / "results"
+DATA = Path(os.environ.get("E2RANK_DATA", ROOT.parent / "shared" / "data"))
+PACKAGES = ("torch", "transformers", "sentence-transformers", "faiss-cpu", "numpy")
+
+
+def collection(name: str) -> Path:
+    """The BEIR folder of a collection; without it the benchmark ends here, with a message."""
+    folder = ROOT / "benchmarks" / "data" / name
+    if not folder.is_dir():
+        folder = DATA / name
+    if not folder.is_dir():
+        print(f"skipped: no collection {name!r} in {DATA}; set E2RANK_DATA to the folder it is in")
+        sys.exit(0)
+    return folder
+
+
+def command(*arguments: str | Path) -> str:
+    """What `e2rank ARGUMENTS` prints on stdout."""
+    words = [sys.executable, "-m", "e2rank", *map(str, arguments)]
+    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
+
+
+def index_of(name: str, encoder: str = "minilm") -> Path:
+    """The index of a collection, built the first time it is needed."""
+    folder = WORK / "indexes" / f"{name}-{encoder}"
+    if not (folder / "manifest.json").is_file():
+        command("index", collection(name), "--out", folder, "--encoder", encoder, "--resume")
+    return folder
+
+
+def save(name: str, what: str, results: Any) -> None:
+    """Write benchmarks/results/NAME.json: the results, and on what machine they were measured."""
+    machine = {
+        "processor": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "packages": {package: version(package) for package in PACKAGES},
+    }
+    fields = {"what": what, "machine": machine, "results": results}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"wrote {path.relative_to(ROOT)}")
+
+
+def rows(table: Sequence[Sequence[str]]) -> None:
+    """Print cells in aligned columns."""
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
