@@ -39,17 +39,21 @@ class IndexConfig:
             raise ValueError("factory is empty; pass a FAISS factory string such as 'Flat'")
         for name in ("batch", "train_rows", "nprobe", "ef_search"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
 
 
 def load_recipe(cls: type[T], path: str | Path) -> T:
     """Read the TOML file `path` into dataclass `cls`.
 
     Raises:
-        ValueError: for a key that is not a field of `cls`, with the nearest field's name.
+        ValueError: if the file is not TOML, or for a key that is not a field of `cls`, with the
+            nearest field's name.
     """
-    table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from None
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in table.keys() - set(names):
         near = difflib.get_close_matches(key, names, n=1)

@@ -1,0 +1,59 @@
+"""What a search returns: a sequence, and the shapes other tools read."""
+
+import json
+from pathlib import Path
+
+import ir_measures
+import pytest
+
+from e2rank.hits import Hit, Hits
+
+
+@pytest.fixture
+def hits() -> Hits:
+    """Two hits; the second was found by feedback only."""
+    return Hits(
+        query="wing",
+        hits=(
+            Hit("d7", 1, 0.75, "text", "title", {"year": 1960}, 0.5, 2),
+            Hit("d1", 2, 0.1 + 0.2, "text", "", {}, 0.25, None),
+        ),
+        timings={"total": 1.5},
+        model_calls=2,
+        tokens=30,
+        truncated=1,
+    )
+
+
+def test_hits_are_a_sequence(hits: Hits) -> None:
+    assert len(hits) == 2
+    assert hits[0].id == "d7"
+    assert [hit.id for hit in hits] == ["d7", "d1"]
+    assert [hit.id for hit in hits[:1]] == ["d7"]
+    assert hits[1] in hits
+
+
+def test_to_dict_survives_json(hits: Hits) -> None:
+    fields = json.loads(json.dumps(hits.to_dict()))
+    assert fields["hits"][0]["metadata"] == {"year": 1960}
+    assert fields["hits"][1]["first_rank"] is None
+    assert (fields["query"], fields["model_calls"], fields["truncated"]) == ("wing", 2, 1)
+
+
+def test_a_trec_run_is_read_back_with_every_bit_of_the_scores(
+    hits: Hits, tmp_path: Path
+) -> None:
+    (tmp_path / "run.trec").write_text(hits.to_trec("q1", tag="mine"))
+    read = list(ir_measures.read_trec_run(str(tmp_path / "run.trec")))
+    assert [(each.query_id, each.doc_id, each.score) for each in read] == [
+        ("q1", "d7", 0.75),
+        ("q1", "d1", 0.1 + 0.2),
+    ]
+
+
+def test_to_beir_is_a_score_for_each_id(hits: Hits) -> None:
+    assert hits.to_beir() == {"d7": 0.75, "d1": 0.1 + 0.2}
+
+
+def test_no_hits_are_no_lines() -> None:
+    assert Hits(query="x", hits=()).to_trec("q") == ""
