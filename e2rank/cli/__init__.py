@@ -19,18 +19,12 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
         app(standalone_mode=True)
-    except KeyboardInterrupt:
-        _fail("interrupted; what a build had finished is kept, and `--resume` continues it", 130)
     except KNOWN as error:
-        _fail(_line(error), 1)
+        typer.echo(f"error: {_line(error)}", err=True)
+        sys.exit(1)
 
 
 def _line(error: BaseException) -> str:
     # An OSError made with a message of our own shows only that, without its number.
     text = error.strerror if isinstance(error, OSError) and not error.filename else str(error)
     return " ".join((text or type(error).__name__).split())
-
-
-def _fail(message: str, status: int) -> None:
-    typer.echo(f"error: {message}", err=True)
-    sys.exit(status)

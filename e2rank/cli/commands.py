@@ -56,16 +56,20 @@ def index(
 ) -> None:
     """Build an index over a corpus."""
     config = load_recipe(IndexConfig, recipe) if recipe else IndexConfig()
-    with progress("documents", None) as done:
-        engine = Engine.build(
-            read_corpus(corpus),
-            out,
-            encoder,
-            config,
-            resume=resume,
-            overwrite=overwrite,
-            progress=done,
-        )
+    try:
+        with progress("documents", None) as done:
+            engine = Engine.build(
+                read_corpus(corpus),
+                out,
+                encoder,
+                config,
+                resume=resume,
+                overwrite=overwrite,
+                progress=done,
+            )
+    except KeyboardInterrupt:
+        typer.echo("error: interrupted; the same command with --resume continues", err=True)
+        raise typer.Exit(130) from None
     with engine:
         _show(engine.store, as_json=json)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from e2rank.cli.options import Ranker
-from e2rank.cli.output import hits_table, print_report, progress
+from e2rank.cli.output import compared_table, print_report, progress
 from e2rank.cli.rankers import by_name, searching
 from e2rank.corpus import read_corpus
 from e2rank.engine import Engine
@@ -26,10 +26,8 @@ def run_demo(data: Path | None, out: Path, console: Console) -> None:
     folder = data or _cranfield()
     with _open(folder, out / "index", console) as engine:
         for query in QUERIES:
-            for rerank in ("none", "listwise"):
-                hits = engine.search(query, 5, rerank=rerank)
-                ms = hits.timings["total"]
-                console.print(hits_table(hits, f"{query} | rerank: {rerank}, {ms:.0f} ms"))
+            plain, reranked = (engine.search(query, 5, rerank=each) for each in (False, True))
+            console.print(compared_table(plain, reranked))
         _report(engine, folder, out / "report.txt", console)
 
 

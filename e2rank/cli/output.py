@@ -5,12 +5,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from e2rank.evaluate.report import Report, Row
-from e2rank.hits import Hits
+from e2rank.hits import Hit, Hits
 
 
 def print_json(fields: Mapping[str, Any]) -> None:
@@ -20,15 +21,14 @@ def print_json(fields: Mapping[str, Any]) -> None:
 
 def hits_table(hits: Hits, title: str) -> Table:
     """Rank, where it moved from, score, id and the beginning of the text."""
-    table = Table(title=title, title_justify="left", expand=True)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, expand=True)
     for name in ("rank", "moved from", "score"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("id", no_wrap=True)
     table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
     for hit in hits:
-        text = " ".join(f"{hit.title} {hit.text}".split())[:200]
         cells = (str(hit.rank), moved(hit.rank, hit.first_rank), f"{hit.score:.3f}", hit.id)
-        table.add_row(*cells, text)
+        table.add_row(*cells, _beginning(hit))
     return table
 
 
@@ -44,20 +44,40 @@ def moved(rank: int, first: int | None) -> str:
     return f"{first}{arrow}"
 
 
+def compared_table(plain: Hits, reranked: Hits) -> Table:
+    """Two rankings of one query side by side, with the beginning of the reranked texts."""
+    times = [f"{hits.timings['total']:.0f} ms" for hits in (plain, reranked)]
+    title = f"{plain.query}\n(no rerank {times[0]}, rerank {times[1]})"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, expand=True)
+    for name in ("rank", "no rerank", "score", "rerank", "moved from", "score"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
+    for before, hit in zip(plain, reranked, strict=True):
+        first = (str(hit.rank), before.id, f"{before.score:.3f}")
+        then = (hit.id, moved(hit.rank, hit.first_rank), f"{hit.score:.3f}")
+        table.add_row(*first, *then, _beginning(hit))
+    return table
+
+
 def report_table(report: Report) -> Table:
-    """A row a ranker: quality, p value, latency and what it cost."""
+    """A column a ranker: quality, p value, latency and what it cost; five fit a terminal."""
     title = (
         f"{report.dataset} {report.split}: {report.queries} queries, depth {report.depth}; "
-        f"p values against {report.baseline}"
+        f"p against {report.baseline}"
     )
-    table = Table(title=title, title_justify="left")
-    table.add_column("ranker")
-    names = list(report.rows[0].measures) if report.rows else []
-    rest = ["p", "better/worse", "p50 ms", "p95 ms", "calls", "tokens", "cut"]
-    for name in [*names, *rest]:
-        table.add_column(name, justify="right")
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("")
     for row in report.rows:
-        table.add_row(row.ranker, *(f"{row.measures[name]:.4f}" for name in names), *_costs(row))
+        table.add_column(row.ranker, justify="right")
+    columns = [_cells(row) for row in report.rows]
+    for name in columns[0]:
+        table.add_row(name, *(column[name] for column in columns))
     return table
 
 
@@ -88,14 +108,18 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def _costs(row: Row) -> list[str]:
-    against = f"{row.deltas.wins}/{row.deltas.losses}" if row.deltas else ""
-    return [
-        "" if row.p_value is None else f"{row.p_value:.4f}",
-        against,
-        f"{row.latency_ms['p50']:.1f}",
-        f"{row.latency_ms['p95']:.1f}",
-        str(row.model_calls),
-        str(row.tokens),
-        str(row.truncated),
-    ]
+def _beginning(hit: Hit) -> str:
+    return " ".join(f"{hit.title} {hit.text}".split())[:200]
+
+
+def _cells(row: Row) -> dict[str, str]:
+    cells = {name: f"{value:.4f}" for name, value in row.measures.items()}
+    return cells | {
+        "p value": "" if row.p_value is None else f"{row.p_value:.4f}",
+        "better/worse": f"{row.deltas.wins}/{row.deltas.losses}" if row.deltas else "",
+        "p50 ms": f"{row.latency_ms['p50']:.1f}",
+        "p95 ms": f"{row.latency_ms['p95']:.1f}",
+        "model calls": f"{row.model_calls:,}",
+        "tokens": f"{row.tokens:,}",
+        "truncated": f"{row.truncated:,}",
+    }

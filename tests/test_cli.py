@@ -1,0 +1,235 @@
+"""The command line: one JSON object or a table on stdout, known errors in one line and status 1."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ir_measures
+import pytest
+
+from e2rank import Document, Engine
+from e2rank.cli import main
+
+QUERY = "heat transfer in the boundary layer"
+
+
+class Ran(NamedTuple):
+    """Exit status, stdout and stderr of a command."""
+
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `e2rank ARGUMENTS` in this process."""
+
+    def call(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["e2rank", *map(str, arguments)])
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return Ran(status, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, documents: list[Document]) -> Path:
+    """Sixty abstracts as a JSONL file."""
+    path = tmp_path / "corpus.jsonl"
+    lines = [json.dumps({"_id": each.id, "text": each.text}) for each in documents]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def index(tmp_path: Path, documents: list[Document]) -> Path:
+    """An index of sixty abstracts."""
+    Engine.build(documents, tmp_path / "index", "hashing").close()
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def beir(tmp_path: Path, documents: list[Document]) -> Path:
+    """A collection of sixty abstracts and three queries, and a run over it."""
+    folder = tmp_path / "toy"
+    (folder / "qrels").mkdir(parents=True)
+    texts = {"q1": "boundary layer heat", "q2": "wing slipstream", "q3": "shock wave"}
+    queries = [json.dumps({"_id": name, "text": text}) for name, text in texts.items()]
+    (folder / "queries.jsonl").write_text("\n".join(queries))
+    lines = [json.dumps({"_id": each.id, "text": each.text}) for each in documents]
+    (folder / "corpus.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    judged = [f"{query}\t{n}\t{n % 3}" for query in texts for n in range(1, 20)]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]))
+    run = [f"{query} Q0 {n} {n} {100 - n} bm25" for query in texts for n in range(1, 31)]
+    (folder / "run.trec").write_text("\n".join(run))
+    return folder
+
+
+def object_of(ran: Ran) -> dict[str, Any]:
+    """Stdout as the one JSON object that it must be."""
+    assert ran.status == 0, ran.err
+    fields = json.loads(ran.out)
+    assert isinstance(fields, dict)
+    return fields
+
+
+def test_index_then_search_then_show(run: Run, corpus: Path, tmp_path: Path) -> None:
+    built = object_of(
+        run("index", corpus, "--out", tmp_path / "i", "--encoder", "hashing", "--json")
+    )
+    assert (built["documents"], built["encoder"], built["factory"]) == (60, "hashing-256", "Flat")
+    found = object_of(run("search", tmp_path / "i", QUERY, "-k", 3, "--json"))
+    assert [hit["rank"] for hit in found["hits"]] == [1, 2, 3]
+    assert object_of(run("show", tmp_path / "i", "--verify", "--json")) == built
+
+
+def test_search_is_the_engines(run: Run, index: Path) -> None:
+    for name in ("none", "listwise", "prf"):
+        found = object_of(run("search", index, QUERY, "--rerank", name, "--json"))
+        with Engine.open(index) as engine:
+            wanted = engine.search(QUERY, rerank=name).to_dict()
+        assert found["hits"] == wanted["hits"]
+
+
+def test_a_table_shows_rank_move_score_id_and_text(run: Run, index: Path) -> None:
+    ran = run("search", index, QUERY, "-k", 2)
+    assert ran.status == 0
+    assert all(word in ran.out for word in ("rank", "moved from", "score", "id", "text"))
+
+
+def test_evaluate_prints_one_row_for_each_ranker(run: Run, index: Path, beir: Path) -> None:
+    asked = [word for name in ("none", "listwise", "prf") for word in ("--rerank", name)]
+    fields = object_of(run("evaluate", index, beir, *asked, "--depth", 20, "--json"))
+    assert (fields["dataset"], fields["split"]) == ("toy", "test")
+    assert (fields["queries"], fields["depth"]) == (3, 20)
+    assert [row["ranker"] for row in fields["rows"]] == ["none", "listwise", "prf"]
+    for row in fields["rows"]:
+        assert list(row["measures"]) == ["nDCG@10", "RR@10", "R@100", "AP@100"]
+        assert list(row["latency_ms"]) == ["p50", "p95"]
+        assert {"model_calls", "tokens", "truncated", "p_value"} <= row.keys()
+    assert [row["model_calls"] for row in fields["rows"]] == [3, 6, 3]
+    assert fields["rows"][0]["p_value"] is None
+    assert 0 < fields["rows"][1]["p_value"] <= 1
+
+
+def test_limit_takes_the_first_queries_only(run: Run, index: Path, beir: Path) -> None:
+    fields = object_of(run("evaluate", index, beir, "--limit", 2, "--json"))
+    assert fields["queries"] == 2
+
+
+def test_runs_written_out_score_as_the_report_says(
+    run: Run, index: Path, beir: Path, tmp_path: Path
+) -> None:
+    pattern = tmp_path / "{ranker}.trec"
+    fields = object_of(run("evaluate", index, beir, "--run-out", pattern, "--json"))
+    with (beir / "qrels" / "test.tsv").open() as file:
+        judged = [line.split() for line in file][1:]
+    qrels = [ir_measures.Qrel(query, doc, int(grade)) for query, doc, grade in judged]
+    for row in fields["rows"]:
+        written = list(ir_measures.read_trec_run(str(tmp_path / f"{row['ranker']}.trec")))
+        found = ir_measures.calc_aggregate([ir_measures.nDCG @ 10], qrels, written)
+        assert found[ir_measures.nDCG @ 10] == pytest.approx(row["measures"]["nDCG@10"])
+
+
+def test_rerank_reorders_a_run(run: Run, beir: Path) -> None:
+    fields = object_of(
+        run("rerank", beir, "--run", beir / "run.trec", "--encoder", "hashing", "--json")
+    )
+    assert [row["ranker"] for row in fields["rows"]] == ["none", "cosine", "listwise"]
+    with (beir / "qrels" / "test.tsv").open() as file:
+        judged = [line.split() for line in file][1:]
+    qrels = [ir_measures.Qrel(query, doc, int(grade)) for query, doc, grade in judged]
+    given = list(ir_measures.read_trec_run(str(beir / "run.trec")))
+    wanted = ir_measures.calc_aggregate([ir_measures.nDCG @ 10], qrels, given)
+    none = fields["rows"][0]["measures"]["nDCG@10"]
+    assert none == pytest.approx(wanted[ir_measures.nDCG @ 10])
+
+
+def test_a_report_is_shown_as_a_table(run: Run, index: Path, beir: Path) -> None:
+    ran = run("evaluate", index, beir)
+    assert ran.status == 0
+    assert "toy test: 3 queries" in ran.out
+    assert "nDCG@10" in ran.out
+    assert "…" not in ran.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("show", "{tmp}/nowhere"), "is not a folder; expected an e2rank index"),
+        (("show", "{tmp}"), "has no manifest.json: not an e2rank index"),
+        (("search", "{index}", " "), "a query is a text that is not blank"),
+        (("search", "{index}", "wing", "-k", "0"), "k is 0; it must be at least 1"),
+        (("index", "{corpus}", "--out", "{index}"), "already holds an index of 60 documents"),
+        (("index", "{tmp}/none.jsonl", "--out", "{tmp}/i"), "none.jsonl does not exist"),
+        (("index", "{corpus}", "--out", "{tmp}/i", "--encoder", "nope"), "unknown encoder 'nope'"),
+        (("evaluate", "{index}", "{beir}", "--split", "dev"), "has no split 'dev'"),
+        (("evaluate", "{index}", "{beir}", "--run-out", "{tmp}/x"), "is one file for 2 rankers"),
+        (("evaluate", "{index}", "{beir}", "--limit", "0"), "limit is 0"),
+        (("rerank", "{beir}", "--run", "{tmp}/none.trec"), "none.trec"),
+        (("demo", "--data", "{tmp}/none", "--out", "{tmp}/demo"), "does not exist"),
+    ],
+)
+def test_known_errors_are_one_line_and_status_1(
+    run: Run, index: Path, corpus: Path, beir: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    places = {"tmp": corpus.parent, "index": index, "corpus": corpus, "beir": beir}
+    ran = run(*(each.format(**places) for each in arguments))
+    assert ran.status == 1
+    assert ran.out == ""
+    assert says in ran.err
+    assert ran.err.startswith("error: ")
+    assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (['{"_id": "1", "text": "x"}', '{"_id": "2", '], "corpus.jsonl line 2 is not JSON"),
+        (['{"_id": "1", "text": "x"}'] * 2, "document 1 repeats the id '1' of document 0"),
+        (['{"_id": 5, "text": "x"}'], "line 1 has '_id' of type int; expected a string"),
+        ([], "the corpus has no documents"),
+    ],
+)
+def test_a_broken_corpus_is_one_line_and_leaves_no_index(
+    run: Run, tmp_path: Path, lines: list[str], says: str
+) -> None:
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "out"
+    ran = run("index", tmp_path / "corpus.jsonl", "--out", out, "--encoder", "hashing")
+    assert (ran.status, ran.err.count("\n")) == (1, 1)
+    assert says in ran.err
+    assert not out.exists()
+
+
+def test_ctrl_c_while_building_says_how_to_go_on(
+    run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr("e2rank.index.dense.build", interrupted)
+        ran = run("index", corpus, "--out", out, "--encoder", "hashing")
+    assert ran.status == 130
+    assert ran.err.strip() == "error: interrupted; the same command with --resume continues"
+    ran = run("index", corpus, "--out", out, "--encoder", "hashing", "--resume", "--json")
+    assert object_of(ran)["documents"] == 60
+
+
+def test_reading_an_index_changes_none_of_its_files(run: Run, index: Path) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in index.rglob("*"))
+    run("search", index, QUERY)
+    run("show", index, "--verify")
+    assert sorted((path, path.stat().st_mtime_ns) for path in index.rglob("*")) == before
