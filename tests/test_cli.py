@@ -170,7 +170,7 @@ def test_a_report_is_shown_as_a_table(run: Run, index: Path, beir: Path) -> None
         (("show", "{tmp}"), "has no manifest.json: not an e2rank index"),
         (("search", "{index}", " "), "a query is a text that is not blank"),
         (("search", "{index}", "wing", "-k", "0"), "k is 0; it must be at least 1"),
-        (("index", "{corpus}", "--out", "{index}"), "already holds an index of 60 documents"),
+        (("index", "{corpus}", "--out", "{index}"), "of 60 documents: pass --overwrite"),
         (("index", "{tmp}/none.jsonl", "--out", "{tmp}/i"), "none.jsonl does not exist"),
         (("index", "{corpus}", "--out", "{tmp}/i", "--encoder", "nope"), "unknown encoder 'nope'"),
         (("evaluate", "{index}", "{beir}", "--split", "dev"), "has no split 'dev'"),

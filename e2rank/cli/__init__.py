@@ -26,5 +26,7 @@ def main() -> None:
 
 def _line(error: BaseException) -> str:
     # An OSError made with a message of our own shows only that, without its number.
-    text = error.strerror if isinstance(error, OSError) and not error.filename else str(error)
+    text = error.strerror or "" if isinstance(error, OSError) and not error.filename else str(error)
+    # The library names its arguments; here they are options.
+    text = text.replace("resume=True", "--resume").replace("overwrite=True", "--overwrite")
     return " ".join((text or type(error).__name__).split())
