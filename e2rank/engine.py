@@ -8,7 +8,7 @@ import numpy as np
 
 from e2rank.config import IndexConfig
 from e2rank.documents import Document
-from e2rank.encoders import Encoder, difference
+from e2rank.encoders import CutTexts, Encoder, difference
 from e2rank.encoders.presets import load_encoder
 from e2rank.errors import EncoderMismatch
 from e2rank.gather import DenseGatherer, GivenList
@@ -40,7 +40,8 @@ class Engine:
     ) -> Self:
         """Index documents into a folder and open it.
 
-        The documents are read once and streamed: a corpus larger than memory works.
+        The documents are read once and streamed: a corpus larger than memory works. How many were
+        longer than the encoder reads is logged.
 
         Args:
             documents: documents, or mappings with id, text and optionally title and metadata.
@@ -59,10 +60,11 @@ class Engine:
         """
         loaded = load_encoder(encoder)
         contract = loaded.contract
+        cut = CutTexts(contract.document_tokens)
         build_index(
             documents,
             Path(folder),
-            encode=lambda texts: loaded.encode_documents(texts).vectors,
+            encode=lambda texts: cut.counted(loaded.encode_documents(texts)).vectors,
             encoder=EncoderInfo(name=loaded.name, fingerprint=loaded.fingerprint, dim=contract.dim),
             contract=contract.to_dict(),
             config=index or IndexConfig(),
@@ -70,6 +72,7 @@ class Engine:
             overwrite=overwrite,
             progress=progress,
         )
+        cut.report()
         return cls.open(folder, loaded)
 
     @classmethod

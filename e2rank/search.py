@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from e2rank.documents import Candidates
-from e2rank.encoders import Encoder, Encoding
+from e2rank.encoders import CutTexts, Encoder, Encoding
 from e2rank.gather import Gatherer
 from e2rank.hits import Hits
 from e2rank.index import Store
@@ -142,7 +142,9 @@ def order_texts(
     check_queries([query])
     if not documents:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
-    vectors = encoder.encode_documents(documents).vectors
+    cut = CutTexts(encoder.contract.document_tokens)
+    vectors = cut.counted(encoder.encode_documents(documents)).vectors
+    cut.report()
     asked = encoder.encode_queries([query]).vectors[0]
     first = vectors @ asked
     if reranker is None:

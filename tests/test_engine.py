@@ -1,6 +1,7 @@
 """The engine's promises: what comes back, in what order, and what happens when things fail."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from e2rank import (
     Full,
     Groups,
     Hits,
+    IndexConfig,
     IndexFormatError,
     Windows,
 )
@@ -68,7 +70,9 @@ def test_without_a_rerank_the_hits_are_the_cosine_order(
     hits = engine.search(QUERY, rerank=False)
     assert ids(hits) == wanted
     assert [hit.rank for hit in hits] == list(range(1, 11))
-    np.testing.assert_allclose([hit.score for hit in hits], [cosines[each] for each in wanted], 1e-5)
+    np.testing.assert_allclose(
+        [hit.score for hit in hits], [cosines[each] for each in wanted], 1e-5
+    )
 
 
 @pytest.mark.parametrize("rerank", EVERY)
@@ -279,6 +283,23 @@ def test_one_string_instead_of_several_queries_is_refused(engine: Engine) -> Non
 def test_an_engine_without_an_index_says_so() -> None:
     with pytest.raises(ValueError, match="this engine has no index"):
         Engine("hashing").search(QUERY)
+
+
+class ShortSighted(HashingEncoder):
+    """An encoder that cuts every other text."""
+
+    def encode_documents(self, texts: Sequence[str]) -> Encoding:
+        return replace(super().encode_documents(texts), truncated=tuple(range(0, len(texts), 2)))
+
+
+def test_documents_longer_than_the_encoder_reads_are_counted_and_logged(
+    documents: list[Document], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = IndexConfig(batch=20)
+    Engine.build(documents, tmp_path / "index", ShortSighted(), config).close()
+    Engine(ShortSighted()).rank(QUERY, ["one", "two", "three"], rerank=False)
+    assert "30 of 60 documents are longer than the encoder's 512 tokens" in caplog.text
+    assert "2 of 3 documents are longer" in caplog.text
 
 
 class SameSize(HashingEncoder):

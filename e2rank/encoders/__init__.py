@@ -1,5 +1,6 @@
 """From text to vectors. `Encoder` is the seam: any object with these three methods will do."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -8,7 +9,9 @@ import numpy as np
 
 from e2rank.contract import Contract
 
-__all__ = ["Encoder", "Encoding", "difference"]
+__all__ = ["CutTexts", "Encoder", "Encoding", "difference"]
+
+_log = logging.getLogger("e2rank")
 
 PARTS = ("weights", "tokenizer", "contract")
 
@@ -26,6 +29,31 @@ class Encoding:
     vectors: np.ndarray
     tokens: int = 0
     truncated: tuple[int, ...] = ()
+
+
+class CutTexts:
+    """Counts documents that lost tokens, so that nothing is cut without a word."""
+
+    def __init__(self, budget: int) -> None:
+        """Count what is longer than `budget` tokens."""
+        self._budget, self._texts, self._cut = budget, 0, 0
+
+    def counted(self, encoding: Encoding) -> Encoding:
+        """`encoding` as it is, counted."""
+        self._texts += len(encoding.vectors)
+        self._cut += len(encoding.truncated)
+        return encoding
+
+    def report(self) -> None:
+        """Log how many were cut, if any were."""
+        if self._cut:
+            _log.warning(
+                "%d of %d documents are longer than the encoder's %d tokens: what is beyond is "
+                "not searched",
+                self._cut,
+                self._texts,
+                self._budget,
+            )
 
 
 @runtime_checkable
