@@ -24,9 +24,7 @@ def documents() -> list[Document]:
 
 
 @pytest.fixture(scope="session")
-def engine(
-    documents: list[Document], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Engine]:
+def engine(documents: list[Document], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """An engine over those abstracts, with hashed words for an encoder."""
     folder = tmp_path_factory.mktemp("shared") / "index"
     with Engine.build(documents, folder, encoder="hashing") as built:
