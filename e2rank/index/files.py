@@ -5,6 +5,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import xxhash
 
@@ -55,14 +56,24 @@ def one_writer(folder: Path) -> Iterator[None]:
     Raises:
         IndexFormatError: if another process is writing.
     """
+    locked = False
     with (folder / LOCK).open("w") as file:
-        try:
+        with contextlib.suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            locked = _is_at(file, folder / LOCK)
+        if not locked:
             raise IndexFormatError(
                 f"{folder} is being written by another process; wait for it to end"
-            ) from None
+            )
         try:
             yield
         finally:
             (folder / LOCK).unlink(missing_ok=True)
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one at `path`: a writer removes its lock when it ends."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
