@@ -1,4 +1,4 @@
-"""The README is true: its code runs, its commands exist, its numbers are those that were measured."""
+"""The README is true: its code runs, its commands exist, its figures were measured."""
 
 import json
 import re

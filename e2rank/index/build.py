@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,22 +12,14 @@ import numpy as np
 
 from e2rank.config import IndexConfig
 from e2rank.documents import Document, as_documents
-from e2rank.errors import CorpusError, EncodingError, IndexFormatError
+from e2rank.errors import CorpusError, EncodingError
 from e2rank.index import dense
-from e2rank.index.files import (
-    LOCK,
-    file_entry,
-    one_writer,
-    sync_file,
-    sync_folder,
-    write_atomically,
-)
+from e2rank.index.files import file_entry, one_writer, sync_file, sync_folder, write_atomically
 from e2rank.index.manifest import NAME, EncoderInfo, Manifest
 from e2rank.index.staging import Staging
 from e2rank.index.table import write_table
+from e2rank.index.target import PARTIAL, check_folder, clean, remove_empty, taken
 from e2rank.scores import unit
-
-PARTIAL = ".partial"
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 
@@ -68,17 +59,17 @@ def build_index(  # noqa: PLR0913 - one call, every choice by name
         OSError: if the disk is full; what is done is kept for `resume`.
     """
     dense.check(encoder.dim, config)
-    fresh = _check_folder(folder, overwrite or resume)
-    if fresh:
-        folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder, replace=overwrite or resume)
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
     settings = {"config": dataclasses.asdict(config), "encoder": dataclasses.asdict(encoder)}
     try:
         with one_writer(folder):
             build = _Build(folder, encode, encoder, config, progress)
             return build.run(documents, contract, settings, (resume, overwrite))
     finally:
-        if not any(folder.iterdir()):
-            folder.rmdir()
+        if made:
+            remove_empty(folder)
 
 
 class _Build:
@@ -104,51 +95,55 @@ class _Build:
     ) -> Manifest:
         old = Manifest.load(self._folder) if (self._folder / NAME).exists() else None
         number = int(old.segments[0]["name"]) + 1 if old else 1
-        name = f"{number:06d}"
-        segments = self._folder / "segments"
-        _clean(segments, {name + PARTIAL, *([old.segments[0]["name"]] if old else [])})
-        staging = _staging(segments / (name + PARTIAL), settings, *asked)
-        if staging.progress.done == 0 and old and not asked[1]:
-            raise _taken(self._folder, old)
+        final = self._folder / "segments" / f"{number:06d}"
+        part = final.with_name(final.name + PARTIAL)
+        if (final / "progress.json").exists() and not part.exists():
+            # Killed after its last rename and before its manifest: still a build to resume.
+            final.rename(part)
+        clean(final.parent, {part.name, *([old.segments[0]["name"]] if old else [])})
+        staging = _staging(part, settings, *asked)
         try:
+            if staging.progress.done == 0 and old and not asked[1]:
+                raise taken(self._folder, old)
             self._fill(staging, documents)
-            entries = self._finish(staging, contract, segments / name)
+            manifest = self._finish(staging, contract, settings["config"], final)
         except BaseException as error:
             self._give_up(staging, error)
             raise
         finally:
             staging.close()
-        manifest = Manifest(
-            encoder=self._encoder,
-            config=settings["config"],
-            segments=[{"name": name, "count": staging.progress.done}],
-            tombstones=[],
-            files=entries,
-        )
-        manifest.save(self._folder)
-        _clean(segments, {name})
+        clean(final.parent, {final.name})
         return manifest
 
     def _fill(self, staging: Staging, documents: Iterable[Document | Mapping[str, Any]]) -> None:
-        before, row = staging.progress.done, 0
+        before, row, size = staging.progress.done, 0, self._config.batch
         staging.begin()
-        for batch in _batched(as_documents(documents), self._config.batch):
-            if row < before:
-                staging.skip(batch, row)
-            else:
-                self._add(staging, batch, row)
+        checked = as_documents(documents)
+        for batch in _batched(islice(checked, before), size):
+            staging.skip(batch, row)
             row += len(batch)
-            if row == before:
-                staging.check_skipped()
-            if self._progress is not None:
-                self._progress(row)
-        if row == 0:
-            raise CorpusError("the corpus has no documents")
+            self._tell(row)
         if row < before:
             raise CorpusError(
                 f"the corpus has {row} documents and the unfinished build {before}: resume with "
                 "the same corpus, or pass overwrite=True to start again"
             )
+        staging.check_skipped()
+        for batch in _batched(checked, size):
+            if before % size:
+                raise CorpusError(
+                    f"the corpus has more documents than the {before} of the unfinished build: "
+                    "resume with the same corpus, or pass overwrite=True to start again"
+                )
+            self._add(staging, batch, row)
+            row += len(batch)
+            self._tell(row)
+        if row == 0:
+            raise CorpusError("the corpus has no documents")
+
+    def _tell(self, done: int) -> None:
+        if self._progress is not None:
+            self._progress(done)
 
     def _add(self, staging: Staging, batch: Sequence[Document], row: int) -> None:
         staging.note(batch, row)
@@ -167,10 +162,10 @@ class _Build:
         staging.append(batch, unit(vectors))
 
     def _finish(
-        self, staging: Staging, contract: Mapping[str, Any], final: Path
-    ) -> dict[str, dict[str, Any]]:
-        """Everything but the manifest; each file is made anew, so a killed finish is repeated."""
-        part = staging.folder
+        self, staging: Staging, contract: Mapping[str, Any], config: dict[str, Any], final: Path
+    ) -> Manifest:
+        """Everything after the last batch; each file is made anew, so it can be repeated."""
+        part, count = staging.folder, staging.progress.done
         vectors = staging.finish_vectors(self._encoder.dim)
         for name in ("documents.sqlite", "dense.faiss"):
             (part / name).unlink(missing_ok=True)
@@ -180,19 +175,30 @@ class _Build:
         text = json.dumps(contract, indent=2, sort_keys=True, ensure_ascii=False)
         write_atomically(part / "contract.json", text.encode())
         names = ("contract.json", "dense.faiss", "documents.sqlite", "vectors.npy")
-        entries = {f"segments/{final.name}/{name}": file_entry(part / name) for name in names}
-        # The record goes first: a folder without it is never taken for a build to resume.
-        (part / "progress.json").unlink()
-        staging.spool.unlink()
+        manifest = Manifest(
+            encoder=self._encoder,
+            config=config,
+            segments=[{"name": final.name, "count": count}],
+            tombstones=[],
+            files={f"segments/{final.name}/{name}": file_entry(part / name) for name in names},
+        )
         part.rename(final)
-        sync_folder(final.parent)
-        return entries
+        try:
+            sync_folder(final.parent)
+            manifest.save(self._folder)
+        except BaseException:
+            final.rename(part)
+            raise
+        # Only now: until the manifest is in place, this is a build that can be resumed.
+        for path in (staging.record, staging.spool):
+            (final / path.name).unlink()
+        return manifest
 
     def _give_up(self, staging: Staging, error: BaseException) -> None:
         done = staging.progress.done
         if done == 0:
             staging.remove()
-            _remove_empty(staging.folder.parent)
+            remove_empty(staging.folder.parent)
         if _disk_full(error):
             kept = (
                 f"{done} documents are safe: free some space and build again with resume=True"
@@ -230,47 +236,6 @@ def _staging(folder: Path, settings: dict[str, Any], resume: bool, overwrite: bo
     return Staging(folder, settings)
 
 
-def _check_folder(folder: Path, replace: bool) -> bool:
-    """Whether the folder is new or empty.
-
-    Raises:
-        ValueError: if it holds an index that is not to be replaced.
-        IndexFormatError: if it holds something else.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise IndexFormatError(f"{folder} is a file; an index is a folder")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if NAME in names:
-        manifest = Manifest.load(folder)
-        if not replace:
-            raise _taken(folder, manifest)
-    elif names - {"segments", LOCK, NAME + ".part"}:
-        strange = sorted(names - {"segments", LOCK})[0]
-        raise IndexFormatError(
-            f"{folder} is not empty and no index: it holds {strange!r}; choose a new folder"
-        )
-    return not names
-
-
-def _taken(folder: Path, manifest: Manifest) -> ValueError:
-    return ValueError(
-        f"{folder} already holds an index of {manifest.count} documents: pass overwrite=True to "
-        "replace it, or choose another folder"
-    )
-
-
-def _clean(segments: Path, keep: set[str]) -> None:
-    """Remove segments that no manifest names: left by a build killed at its very end."""
-    for path in segments.iterdir() if segments.is_dir() else ():
-        if path.name not in keep:
-            shutil.rmtree(path)
-
-
-def _remove_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
 def _batched(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:
     while batch := list(islice(documents, size)):
         yield batch
@@ -278,6 +243,5 @@ def _batched(documents: Iterator[Document], size: int) -> Iterator[list[Document
 
 def _disk_full(error: BaseException) -> bool:
     # SQLite says it in words of its own.
-    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or (
-        "disk is full" in str(error)
-    )
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return (isinstance(error, OSError) and error.errno in full) or "disk is full" in str(error)

@@ -81,6 +81,8 @@ def check(dim: int, config: IndexConfig) -> None:
     Raises:
         ValueError: if FAISS does not understand it.
     """
+    if "IDMap" in config.factory:
+        raise ValueError(f"the factory {config.factory!r} numbers rows itself; leave IDMap out")
     index, faiss = make(dim, config.factory), load_faiss()
     for value, parameter in ((config.nprobe, "nprobe"), (config.ef_search, "efSearch")):
         if value is not None:

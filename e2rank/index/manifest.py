@@ -63,16 +63,42 @@ class Manifest:
         if fields.pop("kind", None) != KIND:
             raise IndexFormatError(f"{folder / NAME} is not the manifest of an e2rank index")
         version = fields.pop("format", None)
+        if version is None:
+            raise IndexFormatError(f"{folder / NAME} is damaged: it says no format")
         if not isinstance(version, int) or version > FORMAT:
             raise IndexFormatError(
                 f"{folder} has index format {version}, and this e2rank reads up to {FORMAT}. "
                 "Run: pip install -U e2rank"
             )
         try:
-            encoder = EncoderInfo(**fields.pop("encoder"))
-            return cls(encoder=encoder, **fields)
-        except (TypeError, KeyError) as error:
+            manifest = cls(encoder=EncoderInfo(**fields.pop("encoder")), **fields)
+            _check(manifest)
+        except (TypeError, KeyError, AttributeError) as error:
             raise IndexFormatError(f"{folder / NAME} is damaged: {error}") from error
+        return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Look up everything that is read later, so that what is missing is missed here.
+
+    Raises:
+        TypeError, KeyError, AttributeError: for what is missing or of another type.
+    """
+    if not manifest.segments:
+        raise KeyError("segments")
+    for name, kind in (("factory", str), ("nprobe", int | None), ("ef_search", int | None)):
+        _is(kind, manifest.config[name], name)
+    for segment in manifest.segments:
+        _is(str, segment["name"], "name")
+        _is(int, segment["count"], "count")
+    for name, entry in manifest.files.items():
+        _is(int, entry["bytes"], name)
+        _is(str, entry["xxh3"], name)
+
+
+def _is(kind: Any, value: object, name: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r}")
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,18 +53,32 @@ class Staging:
         """The documents so far, one JSON array a line."""
         return self.folder / "documents.jsonl"
 
+    @property
+    def record(self) -> Path:
+        """How far both files go."""
+        return self.folder / "progress.json"
+
     def close(self) -> None:
         """Let go of the private list of ids."""
         self._ids.close()
 
     def begin(self) -> None:
-        """Make the folder, and cut off whatever was written after the last durable batch."""
+        """Make the folder, and cut off whatever was written after the last durable batch.
+
+        Raises:
+            CorpusError: if less is there than was durable.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         for path, size in (
             (self.vectors, self.progress.vectors),
             (self.spool, self.progress.spool),
         ):
             with path.open("ab") as file:
+                if self.progress.done and file.tell() < size:
+                    raise CorpusError(
+                        f"{path} has lost bytes since its build was cut short: pass "
+                        "overwrite=True to start again"
+                    )
                 file.truncate(size)
 
     def skip(self, documents: Sequence[Document], start: int) -> None:
@@ -97,11 +111,10 @@ class Staging:
         vectors_size = _append(self.vectors, vectors.tobytes())
         spool_size = _append(self.spool, lines)
         done = self.progress.done + len(documents)
-        self.progress = Progress(
-            done, vectors_size, spool_size, self._hash.hexdigest(), self._settings
-        )
-        state = {name: getattr(self.progress, name) for name in Progress.__slots__}
-        write_atomically(self.folder / "progress.json", json.dumps(state).encode())
+        progress = Progress(done, vectors_size, spool_size, self._hash.hexdigest(), self._settings)
+        state = {name: getattr(progress, name) for name in Progress.__slots__}
+        write_atomically(self.record, json.dumps(state).encode())
+        self.progress = progress
 
     def finish_vectors(self, dim: int) -> np.ndarray:
         """Write the header in front of the vectors; gives them back, mapped."""
@@ -126,13 +139,14 @@ class Staging:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _note(self, documents: Sequence[Document], start: int) -> None:
+        lines = [_line(each) for each in documents]
         self._ids.add([each.id for each in documents], start)
-        for each in documents:
-            self._hash.update(_line(each).encode())
+        for line in lines:
+            self._hash.update(line.encode())
 
     def _load(self) -> Progress:
         with contextlib.suppress(FileNotFoundError):
-            return Progress(**json.loads((self.folder / "progress.json").read_bytes()))
+            return Progress(**json.loads(self.record.read_bytes()))
         return Progress(0, HEADER, 0, self._hash.hexdigest(), self._settings)
 
 
@@ -168,13 +182,25 @@ class Ids:
 
 
 def _line(document: Document) -> str:
-    fields = [document.id, document.title, document.text, dict(document.metadata)]
+    metadata = document.metadata
+    if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
+        raise CorpusError(
+            f"document {document.id!r} has metadata JSON cannot hold: expected a mapping with "
+            "strings for keys"
+        )
+    fields = [document.id, document.title, document.text, dict(metadata)]
     try:
-        return json.dumps(fields, ensure_ascii=True) + "\n"
+        line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
+        line.encode()
+    except UnicodeEncodeError:
+        raise CorpusError(
+            f"document {document.id!r} has half a surrogate pair, which no file can hold"
+        ) from None
     except (TypeError, ValueError) as error:
         raise CorpusError(
             f"document {document.id!r} has metadata JSON cannot hold: {error}"
         ) from None
+    return line + "\n"
 
 
 def _append(path: Path, data: bytes) -> int:

@@ -13,7 +13,7 @@ from e2rank.index import dense
 from e2rank.index.files import file_entry
 from e2rank.index.manifest import Manifest
 from e2rank.index.table import Table
-from e2rank.scores import unit
+from e2rank.scores import rank, unit
 
 
 class Store:
@@ -29,8 +29,14 @@ class Store:
             self._vectors = np.load(segment / "vectors.npy", mmap_mode="r", allow_pickle=False)
             self._faiss = dense.read(segment / "dense.faiss", manifest.config)
             self.contract: dict[str, Any] = json.loads((segment / "contract.json").read_bytes())
-        except (ValueError, RuntimeError) as error:
-            raise IndexFormatError(f"{folder} is damaged: {error}") from error
+        except Exception as error:  # numpy, FAISS and JSON each raise what they like
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise IndexFormatError(f"{folder} is damaged: {reason[0]}") from error
+        if self._vectors.shape != (len(self), self.dim) or self._vectors.dtype != np.float32:
+            raise IndexFormatError(
+                f"{folder} is damaged: vectors.npy holds {self._vectors.shape} "
+                f"{self._vectors.dtype}, expected {(len(self), self.dim)} float32"
+            )
         self._table = Table(segment / "documents.sqlite")
 
     @classmethod
@@ -83,16 +89,24 @@ class Store:
         if k < 1:
             raise ValueError(f"k is {k}; it must be at least 1")
         queries = unit(queries)
-        scores, rows = self._faiss.search(queries, min(k, len(self)))
-        if not self._exact:
-            scores = self._cosines(queries, rows)
-        scores = np.where(rows < 0, -np.inf, scores).astype(np.float32)
-        order = np.lexsort((rows, -scores), axis=1)
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+        k = min(k, len(self))
+        if self._exact:
+            return self._exactly(queries, k)
+        _, rows = self._faiss.search(queries, k)
+        found = self._vectors[np.maximum(rows, 0)]
+        scores = np.where(rows < 0, -np.inf, np.einsum("qkd,qd->qk", found, queries))
+        return _ordered(scores.astype(np.float32), rows)
 
     def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The stored (n, d) float32 unit vectors of these rows, in this order."""
-        return self._vectors[np.asarray(rows, dtype=np.int64)]
+        """The stored (n, d) float32 unit vectors of these rows, in this order.
+
+        Raises:
+            IndexError: if there is no such row.
+        """
+        wanted = np.asarray(rows, dtype=np.int64)
+        if (wanted < 0).any():
+            raise IndexError(f"the index has no row {wanted.min()}")
+        return self._vectors[wanted]
 
     def documents(self, rows: Sequence[int] | np.ndarray) -> list[Document]:
         """The documents of these rows, in this order.
@@ -123,9 +137,21 @@ class Store:
                     "build the index again, or restore the file"
                 )
 
-    def _cosines(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        found = [self.vectors(np.maximum(each, 0)) for each in rows]
-        return np.stack([vectors @ query for vectors, query in zip(found, queries, strict=True)])
+    def _exactly(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first k by cosine, then by row: FAISS picks any row where the k-th place is tied."""
+        scores, rows = _ordered(*self._faiss.search(queries, min(k + 1, len(self))))
+        if k < len(self):
+            for place in np.flatnonzero(scores[:, k - 1] == scores[:, k]):
+                every = self._vectors @ queries[place]
+                rows[place] = rank(every)[: k + 1]
+                scores[place] = every[rows[place]]
+        return scores[:, :k], rows[:, :k]
+
+
+def _ordered(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Best first, equals in row order."""
+    order = np.lexsort((rows, -scores), axis=1)
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
 
 def _check_sizes(folder: Path, manifest: Manifest) -> None:
