@@ -72,7 +72,8 @@ class Contract:
             raise ValueError(f"family is {self.family!r}; expected 'bidirectional' or 'decoder'")
         if self.pooling not in ("mean", "cls", "last"):
             raise ValueError(f"pooling is {self.pooling!r}; expected 'mean', 'cls' or 'last'")
-        for name in ("dim", "query_tokens", "document_tokens", "prompt_tokens"):
+        budgets = ("query_tokens", "document_tokens", "prompt_tokens", "prompt_document_tokens")
+        for name in ("dim", *budgets):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0.0 <= self.fusion_weight <= 1.0:
@@ -112,6 +113,11 @@ class Contract:
             raise ValueError(
                 f"a contract has no field {sorted(unknown)[0]!r}: was it written by a newer e2rank?"
             )
+        required = {
+            field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING
+        }
+        if missing := required - fields.keys():
+            raise ValueError(f"the contract lacks the field {sorted(missing)[0]!r}")
         return cls(**{**fields, "list_sizes": tuple(fields.get("list_sizes", ()))})
 
     def digest(self) -> str:
@@ -130,7 +136,7 @@ def fair_share(lengths: Sequence[int], room: int, most: int) -> int:
     Returns:
         The largest cap <= most with sum(min(length, cap)) <= room.
     Raises:
-        ValueError: if not even one token of each fits.
+        ValueError: if not even one token of each fits, or room is negative.
 
     >>> fair_share([2, 10, 10], room=12, most=8)
     5
@@ -142,8 +148,9 @@ def fair_share(lengths: Sequence[int], room: int, most: int) -> int:
             low = cap
         else:
             high = cap - 1
-    if low < 1 and any(lengths):
+    if room < 0 or (low < 1 and any(lengths)):
         raise ValueError(
-            f"{len(lengths)} documents do not fit into {room} tokens of the prompt; show fewer"
+            f"{len(lengths)} documents do not fit into {max(room, 0)} tokens of the prompt; "
+            "show fewer, or shorten the query"
         )
     return low

@@ -85,6 +85,8 @@ def _contract(name: str, loaded: Any) -> Contract:
 
 
 def _pooling(name: str, loaded: Any) -> Pooling:
+    if any(not getattr(each, "include_prompt", True) for each in loaded):
+        raise ValueError(f"{name} pools without its prompt, which is not supported")
     known: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
     mode = next((each.pooling_mode for each in loaded if hasattr(each, "pooling_mode")), None)
     if mode not in known:
@@ -100,6 +102,13 @@ def _head(name: str, loaded: Any) -> torch.nn.Module | None:
     strange = [kind for kind in kinds[1:] if kind not in ("Pooling", "Dense", "Normalize")]
     if kinds[0] != "Transformer" or strange:
         raise ValueError(f"{name} has the modules {kinds}; expected Transformer, Pooling, Dense")
+    if any(getattr(each, "use_residual", False) for each in loaded):
+        raise ValueError(f"{name} has a Dense layer with a residual, which is not supported")
+    if "message" in loaded[0].modality_config:
+        raise ValueError(
+            f"{name} is read through a chat template by sentence-transformers; expected a model "
+            "that reads plain text"
+        )
     dense = [
         torch.nn.Sequential(each.linear, each.activation_function)
         for each in loaded

@@ -32,7 +32,7 @@ _RERANK = (
 
 
 def e2rank_contract(dim: int) -> Contract:
-    """The published E2Rank checkpoints' wording, in the form they were trained on.
+    """The published E2Rank checkpoints' wording: prompts as in training, queries as evaluated.
 
     Queries and documents are pooled at the end token put behind them, the listwise prompt at the
     last token of the chat template. Source: E2Rank, arXiv 2510.22733.

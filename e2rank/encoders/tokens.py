@@ -136,4 +136,7 @@ def _drop(pieces: Pieces, start: int, length: int, budget: int) -> list[int]:
 
 
 def _head(text: str, pieces: Pieces, cap: int) -> str:
-    return text if len(pieces.ids) <= cap else text[: pieces.offsets[cap - 1][1]]
+    if len(pieces.ids) <= cap:
+        return text
+    # A character may be several tokens: the cut falls before the one that is not whole.
+    return text[: min(pieces.offsets[cap - 1][1], pieces.offsets[cap][0])]

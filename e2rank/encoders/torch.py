@@ -14,6 +14,16 @@ from e2rank.encoders.batching import batches, halves, pad, with_progress
 from e2rank.encoders.tokens import Tokens, Wording
 from e2rank.errors import EncodingError
 
+# Fields of a config that change what is computed and leave no trace in the weights.
+_SHAPE = (
+    "model_type",
+    "hidden_act",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "layer_norm_eps",
+    "rms_norm_eps",
+)
+
 
 class TorchEncoder:
     """One transformer behind `encode_queries`, `encode_documents` and `encode_prompts`.
@@ -54,6 +64,10 @@ class TorchEncoder:
             [_digest(model, head), _text_digest(self._words.identity()), contract.digest()]
         )
         dtype = _compute_dtype(self.device)
+        config: Any = model.config
+        if getattr(config, "use_cache", False):
+            # Every text is read once, whole: keys and values for a next token are dead weight.
+            config.use_cache = False
         self._model = model.to(self.device, dtype).eval()
         self._head = head.to(self.device, dtype).eval() if head is not None else None
         self._side = padding_side
@@ -156,7 +170,7 @@ class TorchEncoder:
 
 
 def _compute_dtype(device: torch.device) -> torch.dtype:
-    bfloat = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    bfloat = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if bfloat else torch.float32
 
 
@@ -167,15 +181,19 @@ def _first_position(config: Any) -> int:
 
 
 def _digest(model: torch.nn.Module, head: torch.nn.Module | None) -> str:
-    """Of every weight, in the dtype of its file, so that it is the same on every device."""
+    """Of every weight, in the dtype of its file, so that it is the same on every device.
+
+    And of what is done with them: the same weights under another activation are another model.
+    """
     weights = dict(model.state_dict())
     if head is not None:
         weights |= {f"head.{name}": each for name, each in head.state_dict().items()}
-    return _weights_digest(weights)
+    shape = [f"{name}={getattr(model.config, name, None)}" for name in _SHAPE]
+    return _weights_digest(weights, f"{shape} {head}")
 
 
-def _weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
-    state = xxhash.xxh3_64()
+def _weights_digest(weights: Mapping[str, torch.Tensor], shape: str) -> str:
+    state = xxhash.xxh3_64(shape.encode())
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         state.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
