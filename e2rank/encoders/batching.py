@@ -33,8 +33,7 @@ def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 def with_progress(work: Sequence[T], what: str) -> Iterable[T]:
     """`work`, with a progress bar on stderr when it is long and stderr is a terminal."""
-    console = Console(stderr=True)
-    if len(work) < LONG_WORK or not console.is_terminal:
+    if len(work) < LONG_WORK or not (console := Console(stderr=True)).is_terminal:
         return work
     return track(work, description=what, console=console, transient=True)
 
