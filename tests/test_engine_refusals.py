@@ -1,0 +1,107 @@
+"""What the engine refuses, and in which words: queries, options, models and folders."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2rank import Document, EncoderMismatch, Engine, IndexConfig, IndexFormatError
+from e2rank.encoders import Encoding
+from e2rank.encoders.hashing import HashingEncoder
+
+QUERY = "heat transfer in the boundary layer of a slender wing"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"k": 0}, "k is 0; it must be at least 1"),
+        ({"depth": 0}, "depth is 0; it must be at least 1"),
+        ({"shown": 0}, "shown is 0"),
+        ({"fuse": 1.5}, "fuse is 1.5; it must be between 0 and 1"),
+        ({"feedback_rounds": -1}, "feedback_rounds is -1"),
+        ({"feedback_rounds": 1, "rerank": False}, "feedback_rounds needs a rerank"),
+        ({"prompt": "title"}, "prompt is 'title'; 'text' is the only kind"),
+        ({"rerank": "bm25"}, "rerank is 'bm25'; expected"),
+    ],
+)
+def test_options_out_of_range_are_refused(
+    engine: Engine, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        engine.search(QUERY, **options)
+
+
+@pytest.mark.parametrize("query", ["", "  \n", None, 7])
+def test_what_is_no_query_is_refused(engine: Engine, query: Any) -> None:
+    with pytest.raises(ValueError, match="a query is a text that is not blank"):
+        engine.search(query)
+    with pytest.raises(ValueError, match="a query is a text that is not blank"):
+        engine.rank(query, ["text"])
+
+
+def test_one_string_instead_of_several_queries_is_refused(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="expected a list of queries, got one string"):
+        engine.search_many(QUERY)
+
+
+def test_an_engine_without_an_index_says_so() -> None:
+    with pytest.raises(ValueError, match="this engine has no index"):
+        Engine("hashing").search(QUERY)
+
+
+class ShortSighted(HashingEncoder):
+    """An encoder that cuts every other text."""
+
+    def encode_documents(self, texts: Sequence[str]) -> Encoding:
+        return replace(super().encode_documents(texts), truncated=tuple(range(0, len(texts), 2)))
+
+
+def test_documents_longer_than_the_encoder_reads_are_counted_and_logged(
+    documents: list[Document], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = IndexConfig(batch=20)
+    Engine.build(documents, tmp_path / "index", ShortSighted(), config).close()
+    Engine(ShortSighted()).rank(QUERY, ["one", "two", "three"], rerank=False)
+    assert "30 of 60 documents are longer than the encoder's 512 tokens" in caplog.text
+    assert "2 of 3 documents are longer" in caplog.text
+
+
+class SameSize(HashingEncoder):
+    """Another model of the same dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "another"
+        self.fingerprint = "other" + self.fingerprint
+
+    def encode_documents(self, texts: Sequence[str]) -> Encoding:
+        raise AssertionError("a refused model encodes nothing")
+
+
+def test_another_model_of_the_same_dimension_is_refused_by_name(
+    documents: list[Document], tmp_path: Path
+) -> None:
+    Engine.build(documents, tmp_path / "index", "hashing").close()
+    with pytest.raises(
+        EncoderMismatch, match=r"was built by 'hashing-256', and 'another' is another .*weights"
+    ):
+        Engine.open(tmp_path / "index", SameSize())
+
+
+def test_an_index_opens_with_the_encoder_that_made_it(
+    documents: list[Document], tmp_path: Path
+) -> None:
+    Engine.build(documents, tmp_path / "index", "hashing-64").close()
+    with Engine.open(tmp_path / "index") as engine:
+        assert engine.encoder.name == "hashing-64"
+        assert len(engine) == 60
+    with pytest.raises(ValueError, match="has no index"):
+        engine.search(QUERY)
+
+
+def test_a_folder_that_is_no_index_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(IndexFormatError, match=r"has no manifest\.json: not an e2rank index"):
+        Engine.open(tmp_path)
