@@ -35,8 +35,10 @@ class IndexConfig:
         Raises:
             ValueError: naming the field, its value and what it must be.
         """
-        if not self.factory:
-            raise ValueError("factory is empty; pass a FAISS factory string such as 'Flat'")
+        if not isinstance(self.factory, str) or not self.factory:
+            raise ValueError(
+                f"factory is {self.factory!r}; pass a FAISS factory string such as 'Flat'"
+            )
         for name in ("batch", "train_rows", "nprobe", "ef_search"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):

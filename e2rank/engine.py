@@ -15,7 +15,7 @@ from e2rank.gather import DenseGatherer, GivenList
 from e2rank.hits import Hits
 from e2rank.index import EncoderInfo, Store, build_index
 from e2rank.rerank.choose import Rerank, choose
-from e2rank.search import Search, order_texts
+from e2rank.search import Search, check_ranking, order_texts
 
 
 class Engine:
@@ -250,15 +250,17 @@ class Engine:
         Returns:
             Every document of the list; `first_score` and `first_rank` are the list's.
         Raises:
-            ValueError: if the index lacks one of the documents, or for a blank query.
+            ValueError: if the index lacks one of the documents, or the list holds one twice, is
+                not sorted or has a score that is not finite; for a blank query.
         """
+        check_ranking(ranking)
         rows = [self.store.row_of(identifier) for identifier, _ in ranking]
         if None in rows:
             raise ValueError(f"the index holds no document {ranking[rows.index(None)][0]!r}")
         search = Search(
             gatherer=GivenList(
                 np.array(rows, dtype=np.int64),
-                np.array([score for _, score in ranking], dtype=np.float32),
+                np.array([score for _, score in ranking], dtype=np.float64),
             ),
             store=self.store,
             fingerprint=self.encoder.fingerprint,

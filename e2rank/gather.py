@@ -49,7 +49,10 @@ class DenseGatherer:
 
 @dataclass(frozen=True, slots=True)
 class GivenList:
-    """One query's candidates from elsewhere: (n,) rows and scores in their given order."""
+    """One query's candidates from elsewhere: (n,) rows and scores in their order.
+
+    The scores are float64, so that two that differ in the list differ here.
+    """
 
     rows: np.ndarray
     scores: np.ndarray

@@ -17,7 +17,7 @@ class Hit:
         text: the document's.
         title: the document's.
         metadata: the document's.
-        first_score: cosine of the query with the document.
+        first_score: cosine of the query with the document, or the score in the list given.
         first_rank: rank before the rerank, from 1; None for a document that only feedback found.
     """
 

@@ -89,6 +89,20 @@ class Pool:
             scores=np.concatenate([self.scores, below]).astype(np.float32),
         )
 
+    def failed(self, reason: str) -> Self:
+        """The first stage's candidates in its order, whatever was done to them since."""
+        found = self.first_rank > 0
+        first = self.first[found]
+        return replace(
+            self,
+            rows=self.rows[found],
+            first=first,
+            first_rank=self.first_rank[found],
+            scores=first,
+            vector=None,
+            error=reason,
+        )
+
     def hits(self, store: Store, k: int) -> tuple[Hit, ...]:
         """The best k, with their documents."""
         order = rank(self.scores)[:k]

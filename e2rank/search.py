@@ -18,6 +18,9 @@ from e2rank.scores import fuse, rank
 
 _log = logging.getLogger("e2rank")
 
+TOGETHER = 256
+"""Queries whose candidates are held at a time."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
@@ -62,10 +65,12 @@ class Search:
             raise ValueError(f"fuse is {self.weight}; it must be between 0 and 1")
 
     def run(self, queries: Sequence[str]) -> list[Hits]:
-        """The hits of each query, in order."""
+        """The hits of each query, in order; so many at a time that memory stays bounded."""
         check_queries(queries)
-        if not queries:
-            return []
+        parts = (queries[start : start + TOGETHER] for start in range(0, len(queries), TOGETHER))
+        return [hits for part in parts for hits in self._run(part)]
+
+    def _run(self, queries: Sequence[str]) -> list[Hits]:
         times = [time.perf_counter()]
         wide = max(self.depth, self.k) if self.reranker else self.k
         found = self.gatherer.gather(queries, wide)
@@ -76,7 +81,7 @@ class Search:
         times.append(time.perf_counter())
         pools = self._rerank(queries, pools)
         for _ in range(self.rounds):
-            pools = [pool.fed_back(self.store, self.depth) for pool in pools]
+            pools = [self._fed_back(pool) for pool in pools]
             pools = self._rerank(queries, pools)
         times.append(time.perf_counter())
         hits = [pool.hits(self.store, self.k) for pool in pools]
@@ -99,8 +104,8 @@ class Search:
 
     def _rerank(self, queries: Sequence[str], pools: list[Pool]) -> list[Pool]:
         reranker = self.reranker
-        # An approximate index may find nothing at all for a query.
-        full = [place for place, pool in enumerate(pools) if len(pool.rows)]
+        # An approximate index may find nothing at all for a query; what failed is not tried again.
+        full = [place for place, pool in enumerate(pools) if len(pool.rows) and not pool.error]
         if reranker is None or not full:
             return pools
         shown = [pools[place].candidates(self.store, self.fingerprint) for place in full]
@@ -110,11 +115,14 @@ class Search:
         for place, answer in zip(full, answers, strict=True):
             pool = pools[place]
             reranked[place] = (
-                replace(pool, error=pool.error or answer)
-                if isinstance(answer, str)
-                else pool.scored(answer, weight)
+                pool.failed(answer) if isinstance(answer, str) else pool.scored(answer, weight)
             )
         return reranked
+
+    def _fed_back(self, pool: Pool) -> Pool:
+        if self.reranker is not None and len(pool.rows) and not pool.error and pool.vector is None:
+            raise ValueError(f"feedback_rounds needs a query vector; {self.reranker.name} has none")
+        return pool.fed_back(self.store, self.depth)
 
 
 def check_queries(queries: Sequence[str]) -> None:
@@ -128,6 +136,43 @@ def check_queries(queries: Sequence[str]) -> None:
     for place, query in enumerate(queries):
         if not isinstance(query, str) or not query.strip():
             raise ValueError(f"query {place} is {query!r}; a query is a text that is not blank")
+        _check_text(query, f"query {place}")
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse what is no list of texts.
+
+    Raises:
+        ValueError: for one string instead of several, or something else than a string.
+    """
+    if isinstance(texts, str):
+        raise ValueError("expected a list of documents, got one string")
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"document {place} is of type {type(text).__name__}; expected a text")
+        _check_text(text, f"document {place}")
+
+
+def check_ranking(ranking: Sequence[tuple[str, float]]) -> None:
+    """Refuse what is no ranking, best first.
+
+    Raises:
+        ValueError: for a document twice, a score that is not finite, or an order that is not.
+    """
+    if len({identifier for identifier, _ in ranking}) != len(ranking):
+        raise ValueError("the ranking holds a document twice")
+    scores = np.array([score for _, score in ranking], dtype=np.float64)
+    if not np.isfinite(scores).all():
+        raise ValueError("the ranking has a score that is NaN or infinite")
+    if (np.diff(scores) > 0).any():
+        raise ValueError("the ranking is not sorted; expected the best first")
+
+
+def _check_text(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} has half a surrogate pair: it was not read as UTF-8") from None
 
 
 def fusion_weight(reranker: Reranker, asked: float | None) -> float:
@@ -140,6 +185,7 @@ def order_texts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions of n plain texts from best to worst, and their (n,) float32 scores."""
     check_queries([query])
+    check_texts(documents)
     if not documents:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
     cut = CutTexts(encoder.contract.document_tokens)

@@ -1,6 +1,7 @@
 """The command line: one JSON object or a table on stdout, known errors in one line and status 1."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from e2rank import Document, Engine
 from e2rank.cli import main
+from e2rank.encoders import presets
+from e2rank.encoders.hashing import HashingEncoder
 
 QUERY = "heat transfer in the boundary layer"
 
@@ -176,7 +179,12 @@ def test_a_report_is_shown_as_a_table(run: Run, index: Path, beir: Path) -> None
         (("evaluate", "{index}", "{beir}", "--split", "dev"), "has no split 'dev'"),
         (("evaluate", "{index}", "{beir}", "--run-out", "{tmp}/x"), "is one file for 2 rankers"),
         (("evaluate", "{index}", "{beir}", "--limit", "0"), "limit is 0"),
+        (
+            ("evaluate", "{index}", "{beir}", "--run-out", "{tmp}/no/{{ranker}}"),
+            "there is no folder",
+        ),
         (("rerank", "{beir}", "--run", "{tmp}/none.trec"), "none.trec"),
+        (("rerank", "{beir}", "--run", "{beir}/run.trec", "--depth", "0"), "depth is 0"),
         (("demo", "--data", "{tmp}/none", "--out", "{tmp}/demo"), "does not exist"),
     ],
 )
@@ -190,6 +198,57 @@ def test_known_errors_are_one_line_and_status_1(
     assert says in ran.err
     assert ran.err.startswith("error: ")
     assert ran.err.count("\n") == 1
+
+
+def test_an_index_of_another_collection_is_not_measured(run: Run, index: Path, beir: Path) -> None:
+    judged = [f"q1\tother{number}\t1" for number in range(5)]
+    (beir / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]))
+    ran = run("evaluate", index, beir)
+    assert (ran.status, ran.err.count("\n")) == (1, 1)
+    assert "the index lacks 5 of the 5 judged documents" in ran.err
+
+
+def test_a_run_of_other_documents_or_queries_is_refused_before_any_work(
+    run: Run, index: Path, beir: Path
+) -> None:
+    for line, says in (
+        ("q1 Q0 nobody 1 1 x", "'nobody'"),
+        ("q9 Q0 1 1 1 x", "has no list for any"),
+    ):
+        (beir / "other.trec").write_text(line)
+        ran = run("rerank", beir, "--run", beir / "other.trec", "--index", index)
+        assert (ran.status, ran.err.count("\n")) == (1, 1)
+        assert says in ran.err
+
+
+def test_a_blank_query_is_named_before_any_work(run: Run, index: Path, beir: Path) -> None:
+    with (beir / "queries.jsonl").open("a") as file:
+        file.write('\n{"_id": "q4", "text": " "}')
+    with (beir / "qrels" / "test.tsv").open("a") as file:
+        file.write("\nq4\t1\t1")
+    ran = run("evaluate", index, beir)
+    assert (ran.status, ran.err.count("\n")) == (1, 1)
+    assert "queries.jsonl has no text for the query 'q4'" in ran.err
+
+
+def test_the_demo_keeps_each_collection_apart(
+    run: Run, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = HashingEncoder()
+    encoder.name = "minilm"
+    monkeypatch.setitem(presets.PRESETS, "minilm", lambda name, device: encoder)
+    other = tmp_path / "other" / "toy"
+    shutil.copytree(beir, other)
+    (other / "corpus.jsonl").write_text((beir / "corpus.jsonl").read_text().replace("wing", "sail"))
+    reports = [
+        object_of(run("demo", "--data", each, "--out", tmp_path / "demo", "--json"))
+        for each in (beir, other, beir)
+    ]
+    assert reports[0] == reports[2]
+    assert reports[0]["rows"][0]["measures"] != reports[1]["rows"][0]["measures"]
+    shown = run("demo", "--data", beir, "--out", tmp_path / "demo").out
+    assert "moved from" in shown
+    assert "(measured before; delete" in shown
 
 
 @pytest.mark.parametrize(

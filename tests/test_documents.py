@@ -58,7 +58,8 @@ def test_what_is_no_document_is_refused_by_its_position(record: Any, says: str) 
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"factory": ""}, "factory is empty"),
+        ({"factory": ""}, "factory is ''; pass a FAISS"),
+        ({"factory": 5}, "factory is 5"),
         ({"batch": 0}, "batch is 0; it must be a whole number, at least 1"),
         ({"batch": "many"}, "batch is 'many'"),
         ({"nprobe": 0}, "nprobe is 0"),

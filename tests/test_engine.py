@@ -1,6 +1,7 @@
 """The engine's promises: what comes back, in what order, and what happens when things fail."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from e2rank import (
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.rerank import Scored
 from e2rank.scores import fuse, rank
+from e2rank.search import TOGETHER
 
 QUERY = "heat transfer in the boundary layer of a slender wing"
 EVERY = (False, True, "prf", "listwise", Full(5), Windows(20, 10), Groups(20))
@@ -176,7 +178,7 @@ def test_a_feedback_round_searches_with_the_prompts_vector_and_merges(engine: En
     _, rows = engine.store.search(prompt.vectors, 5)
     fresh = {engine.store.documents([row])[0].id for row in rows[0]} - set(ids(before))
     after = engine.search(QUERY, 5, depth=5, feedback_rounds=1)
-    assert fresh
+    assert fresh & set(ids(after))
     assert set(ids(after)) <= set(ids(before)) | fresh
     assert after.model_calls == before.model_calls + 1
     assert all((hit.first_rank is None) == (hit.id in fresh) for hit in after)
@@ -239,3 +241,40 @@ def test_a_given_list_with_an_unknown_document_is_refused(engine: Engine) -> Non
 def test_an_empty_list_stays_empty(engine: Engine) -> None:
     assert len(engine.rerank(QUERY, [])) == 0
     assert engine.search_many([]) == []
+
+
+class Twice(Reverse):
+    """A reranker that gives a vector, and fails from its second call on."""
+
+    def __init__(self, vector: np.ndarray, works: int) -> None:
+        self.vector, self.works = vector, works
+
+    def score(self, queries: Sequence[str], pools: Sequence[Candidates]) -> list[Scored]:
+        self.works -= 1
+        if self.works < 0:
+            raise RuntimeError("no more")
+        return [replace(each, vector=self.vector) for each in super().score(queries, pools)]
+
+
+@pytest.mark.parametrize("works", [0, 1])
+def test_a_rerank_that_fails_after_feedback_gives_the_first_stages_order_too(
+    engine: Engine, works: int
+) -> None:
+    vector = HashingEncoder().encode_queries(["flutter of panels"]).vectors[0]
+    hits = engine.search(QUERY, 5, depth=5, rerank=Twice(vector, works), feedback_rounds=1)
+    assert ids(hits) == ids(engine.search(QUERY, 5, rerank=False))
+    assert [hit.first_rank for hit in hits] == [1, 2, 3, 4, 5]
+    assert hits.rerank_error == "reverse failed: no more"
+
+
+def test_more_queries_than_are_held_together_come_back_in_order(engine: Engine) -> None:
+    queries = [f"{QUERY} {number}" for number in range(TOGETHER + 3)]
+    found = engine.search_many(queries, 1, rerank=False)
+    assert [hits.query for hits in found] == queries
+    assert ids(found[-1]) == ids(engine.search(queries[-1], 1, rerank=False))
+
+
+def test_scores_of_a_given_list_keep_every_digit(engine: Engine) -> None:
+    given = [("1", 1_700_000_002.0), ("2", 1_700_000_001.0)]
+    hits = engine.rerank(QUERY, given, rerank=False)
+    assert [(hit.id, hit.score) for hit in hits] == given

@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from e2rank import Document, EncoderMismatch, Engine, IndexConfig, IndexFormatError
+from e2rank import Candidates, Document, EncoderMismatch, Engine, IndexConfig, IndexFormatError
 from e2rank.encoders import Encoding
 from e2rank.encoders.hashing import HashingEncoder
+from e2rank.rerank import Scored
 
 QUERY = "heat transfer in the boundary layer of a slender wing"
 
@@ -65,8 +67,8 @@ def test_documents_longer_than_the_encoder_reads_are_counted_and_logged(
     config = IndexConfig(batch=20)
     Engine.build(documents, tmp_path / "index", ShortSighted(), config).close()
     Engine(ShortSighted()).rank(QUERY, ["one", "two", "three"], rerank=False)
-    assert "30 of 60 documents are longer than the encoder's 512 tokens" in caplog.text
-    assert "2 of 3 documents are longer" in caplog.text
+    assert "30 of the 60 documents read are longer than the encoder's 512 tokens" in caplog.text
+    assert "2 of the 3 documents read are longer" in caplog.text
 
 
 class SameSize(HashingEncoder):
@@ -105,3 +107,50 @@ def test_an_index_opens_with_the_encoder_that_made_it(
 def test_a_folder_that_is_no_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IndexFormatError, match=r"has no manifest\.json: not an e2rank index"):
         Engine.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ranking", "says"),
+    [
+        ([("1", 2.0), ("1", 1.0)], "holds a document twice"),
+        ([("1", float("nan"))], "NaN or infinite"),
+        ([("1", 1.0), ("2", 2.0)], "not sorted; expected the best first"),
+    ],
+)
+def test_what_is_no_ranking_is_refused(
+    engine: Engine, ranking: list[tuple[str, float]], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        engine.rerank(QUERY, ranking)
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ("wing", "expected a list of documents, got one string"),
+        (["wing", 7], "document 1 is of type int"),
+        (["wing", "\ud83d"], "document 1 has half a surrogate pair"),
+    ],
+)
+def test_what_are_no_texts_to_rank_is_refused(engine: Engine, texts: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        engine.rank(QUERY, texts)
+
+
+def test_a_query_that_was_not_read_as_utf_8_is_refused(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="query 0 has half a surrogate pair"):
+        engine.search("wing \udcff")
+
+
+class Blind:
+    """A reranker without a vector for the query."""
+
+    name = "blind"
+
+    def score(self, queries: Sequence[str], pools: Sequence[Candidates]) -> list[Scored]:
+        return [Scored(np.zeros(len(pool), dtype=np.float32)) for pool in pools]
+
+
+def test_feedback_by_a_reranker_without_a_query_vector_is_refused(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="feedback_rounds needs a query vector; blind has none"):
+        engine.search(QUERY, rerank=Blind(), feedback_rounds=1)

@@ -29,7 +29,7 @@ from test_index_build import (
 from e2rank.config import IndexConfig
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import CorpusError, EncodingError, IndexFormatError
-from e2rank.index import Store
+from e2rank.index import Store, files
 from e2rank.index.files import LOCK
 
 Fault = Callable[[pytest.MonkeyPatch], None]
@@ -249,3 +249,21 @@ def test_an_unfinished_build_that_lost_bytes_is_refused(tmp_path: Path, name: st
     os.truncate(path, path.stat().st_size - 40)
     with pytest.raises(ValueError, match="overwrite=True"):
         build(tmp_path / "index", resume=True)
+
+
+def test_an_interrupt_right_after_the_manifest_is_in_place_leaves_the_new_index_whole(
+    tmp_path: Path, finished: Path
+) -> None:
+    folder = tmp_path / "index"
+    shutil.copytree(finished, folder)
+    sync = files.sync_folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "sync_folder", lambda p: interrupt() if p == folder else sync(p))
+        with pytest.raises(KeyboardInterrupt):
+            build(folder, DOCUMENTS[::-1], overwrite=True)
+    for again in (False, True):
+        if again:
+            build(folder, DOCUMENTS[::-1], overwrite=True, resume=True)
+        with Store.open(folder) as store:
+            store.verify()
+            assert list(store) == DOCUMENTS[::-1]

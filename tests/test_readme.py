@@ -6,6 +6,7 @@ import shlex
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,7 +84,13 @@ def test_figures_of_the_table_are_those_that_were_measured() -> None:
     path = ROOT / "benchmarks" / "results" / "rerank.json"
     reports = json.loads(path.read_text(encoding="utf-8"))["results"]
     measured = [
-        (f"{row['measures']['nDCG@10']:.4f}", f"{row['latency_ms']['p50']:,.0f}")
+        (
+            str(report["queries"]),
+            row["ranker"],
+            f"{row['measures']['nDCG@10']:.4f}",
+            "" if row["p_value"] is None else f"{row['p_value']:.4f}",
+            f"{row['latency_ms']['p50']:,.0f}",
+        )
         for report in reports
         for row in report["rows"]
     ]
@@ -92,4 +99,27 @@ def test_figures_of_the_table_are_those_that_were_measured() -> None:
         for line in README.splitlines()
         if line.startswith("| ") and re.search(r"\| 0\.\d{4} \|", line)
     ]
-    assert [(cells[3], cells[5]) for cells in lines] == measured
+    assert [tuple(cells[1:]) for cells in lines] == measured
+
+
+def test_figures_in_the_text_are_those_that_were_measured() -> None:
+    def results(name: str) -> Any:
+        path = ROOT / "benchmarks" / "results" / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8"))["results"]
+
+    text, overhead, scale = " ".join(README.split()), results("overhead"), results("scale")[-1]
+    recall = {each["recipe"]: each["recall@10"] for each in results("factories")["factories"]}
+    differences = {each["collection"]: each["difference"] for each in results("parity")[:3]}
+    assert {name: round(abs(each), 4) for name, each in differences.items()} == {
+        "scifact": 0.0,
+        "nfcorpus": 0.0006,
+        "cranfield": 0.0,
+    }
+    assert f"spends {overhead['overhead_ms']['p50']:.1f} ms outside" in text
+    assert f"at {overhead['documents']:,} documents" in text
+    for factory, name in (("HNSW32,Flat", "hnsw"), ("IVF256,Flat", "ivf")):
+        assert f"{recall[name]:.3f} for `{factory}`".lstrip("0") in text
+    assert f"{recall['ivfpq']:.3f} for `OPQ48,IVF256,PQ48`".lstrip("0") in text
+    assert recall["flat"] == 1
+    assert f"built in {scale['peak_mb']:.0f} MB of memory" in text
+    assert f"opens in {scale['open_s']:.2f} s" in text

@@ -25,8 +25,10 @@ def main() -> None:
 
 
 def _line(error: BaseException) -> str:
-    # An OSError made with a message of our own shows only that, without its number.
-    text = error.strerror or "" if isinstance(error, OSError) and not error.filename else str(error)
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and not error.filename:
+        # Made with a message of our own: shown without the number in front.
+        text = error.strerror
     # The library names its arguments; here they are options.
     text = text.replace("resume=True", "--resume").replace("overwrite=True", "--overwrite")
-    return " ".join((text or type(error).__name__).split())
+    return " ".join(text.split())

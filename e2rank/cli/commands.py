@@ -14,6 +14,8 @@ from e2rank.cli.options import Ranker
 from e2rank.cli.output import hits_table, print_json, print_report, progress
 from e2rank.cli.rankers import (
     by_name,
+    check_indexed,
+    check_listed,
     check_pattern,
     reordering,
     reranker,
@@ -40,6 +42,9 @@ app = typer.Typer(
 Folder = Annotated[Path, typer.Argument(help="An index folder.")]
 Beir = Annotated[Path, typer.Argument(help="A BEIR folder: corpus, queries, qrels.")]
 Encoder = Annotated[str, typer.Option(help="A preset, a folder, or owner/name of a model.")]
+Moved = Annotated[
+    str | None, typer.Option(help="Where the model that made the index now is, if it has moved.")
+]
 
 
 @app.command()
@@ -82,11 +87,12 @@ def search(
     rerank: Annotated[Ranker, typer.Option(help="How to rerank.")] = Ranker.LISTWISE,
     depth: options.Depth = 100,
     shown: options.Shown = 20,
+    encoder: Moved = None,
     cross_encoder: options.CrossEncoder = None,
     json: options.Json = False,
 ) -> None:
     """Search an index."""
-    with Engine.open(folder) as engine:
+    with Engine.open(folder, encoder) as engine:
         chosen = reranker(rerank, cross_encoder)
         hits = engine.search(query, k, rerank=chosen, depth=depth, shown=shown)
     if json:
@@ -105,6 +111,7 @@ def evaluate(
     shown: options.Shown = 20,
     fuse: options.Fuse = None,
     limit: options.Limit = None,
+    encoder: Moved = None,
     cross_encoder: options.CrossEncoder = None,
     run_out: options.RunOut = None,
     json: options.Json = False,
@@ -113,7 +120,8 @@ def evaluate(
     names = rerank or [Ranker.NONE, Ranker.LISTWISE]
     check_pattern(run_out, len(set(names)))
     collection = load_beir(beir, split).first(limit)
-    with Engine.open(folder) as engine:
+    with Engine.open(folder, encoder) as engine:
+        check_indexed(engine, collection)
         rankers = by_name(
             names, cross_encoder, lambda each: searching(engine, each, depth, shown, fuse)
         )
@@ -128,7 +136,9 @@ def rerank(
         Path | None,
         typer.Option("--index", help="An index of the documents; made on the fly if not given."),
     ] = None,
-    encoder: Encoder = "minilm",
+    encoder: Annotated[
+        str | None, typer.Option(help="As for `index`; minilm, or the one that made --index.")
+    ] = None,
     split: options.Split = "test",
     rerank: options.Rerank = None,
     depth: options.Depth = 100,
@@ -140,18 +150,23 @@ def rerank(
     json: options.Json = False,
 ) -> None:
     """Measure reranking of given candidate lists."""
+    if depth < 1:
+        raise ValueError(f"depth is {depth}; it must be at least 1")
     names = rerank or [Ranker.NONE, Ranker.COSINE, Ranker.LISTWISE]
     check_pattern(run_out, len(set(names)))
     collection = load_beir(beir, split).first(limit)
     lists = {query: ranking[:depth] for query, ranking in read_run(run).items()}
-    lists = {query: lists[query] for query in collection.queries if query in lists}
+    lists = {query: lists[query] for query in collection.queries if lists.get(query)}
+    if not lists:
+        raise ValueError(f"{run} has no list for any query that {split} judges")
     with tempfile.TemporaryDirectory() as scratch:
         engine = (
-            Engine.open(folder)
+            Engine.open(folder, encoder)
             if folder
-            else _index_listed(collection, lists, Path(scratch) / "index", encoder)
+            else _index_listed(collection, lists, Path(scratch) / "index", encoder or "minilm")
         )
         with engine:
+            check_listed(engine, lists)
             rankers = by_name(
                 names, cross_encoder, lambda each: reordering(engine, lists, each, shown, fuse)
             )
@@ -179,9 +194,10 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where to keep the index and the report.")] = Path(
         ".demo"
     ),
+    json: options.Json = False,
 ) -> None:
     """Index 1,400 abstracts, search them with and without rerank, and measure both."""
-    run_demo(data, out, Console())
+    run_demo(data, out, as_json=json)
 
 
 def _evaluate(
@@ -195,11 +211,11 @@ def _evaluate(
 ) -> None:
     with progress("queries", len(collection.queries)) as done:
         report, runs = run_evaluation(collection, rankers, depth=depth, lists=lists, progress=done)
-    write_runs(run_out, runs)
     if as_json:
         print_json(report.to_dict())
     else:
         print_report(report, Console())
+    write_runs(run_out, runs)
 
 
 def _index_listed(collection: Collection, lists: Run, folder: Path, encoder: str) -> Engine:

@@ -1,17 +1,20 @@
 """The demo: one real collection, indexed, searched with and without rerank, and measured."""
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
+import xxhash
 from rich.console import Console
 
 from e2rank.cli.options import Ranker
-from e2rank.cli.output import compared_table, print_report, progress
+from e2rank.cli.output import compared_table, print_json, print_report, progress
 from e2rank.cli.rankers import by_name, searching
 from e2rank.corpus import read_corpus
 from e2rank.engine import Engine
-from e2rank.errors import CorpusError, IndexFormatError
-from e2rank.evaluate.collection import load_beir
+from e2rank.errors import CorpusError, EncoderMismatch, IndexFormatError
+from e2rank.evaluate import Report, load_beir
 from e2rank.evaluate.protocol import evaluate
 
 QUERIES = (
@@ -21,14 +24,20 @@ QUERIES = (
 )
 
 
-def run_demo(data: Path | None, out: Path, console: Console) -> None:
+def run_demo(data: Path | None, out: Path, *, as_json: bool) -> None:
     """Do the main job once, keeping the index and the report in `out` for the next time."""
-    folder = data or _cranfield()
-    with _open(folder, out / "index", console) as engine:
+    folder = (data or _cranfield()).resolve()
+    # Each collection has its own place: an index of another one is neither searched nor replaced.
+    own = out / f"{folder.name}-{xxhash.xxh3_64_hexdigest(str(folder).encode())[:8]}"
+    console = Console(quiet=as_json)
+    with _open(folder, own / "index", console) as engine:
         for query in QUERIES:
             plain, reranked = (engine.search(query, 5, rerank=each) for each in (False, True))
             console.print(compared_table(plain, reranked))
-        _report(engine, folder, out / "report.txt", console)
+        fields, shown = _measured(engine, folder, own / "report.json", console)
+    if as_json:
+        print_json(fields)
+    console.print(shown, markup=False, highlight=False)
 
 
 def _cranfield() -> Path:
@@ -44,7 +53,7 @@ def _cranfield() -> Path:
 def _open(data: Path, folder: Path, console: Console) -> Engine:
     try:
         engine = Engine.open(folder)
-    except (IndexFormatError, ValueError):
+    except (IndexFormatError, EncoderMismatch):
         with progress("documents", None) as done:
             engine = Engine.build(
                 read_corpus(data), folder, "minilm", overwrite=True, progress=done
@@ -53,19 +62,28 @@ def _open(data: Path, folder: Path, console: Console) -> Engine:
     return engine
 
 
-def _report(engine: Engine, data: Path, saved: Path, console: Console) -> None:
-    """Measure, or show what was measured before with this very index."""
-    stamp = json.dumps([str(data), engine.encoder.fingerprint, len(engine)])
-    if saved.is_file() and saved.read_text(encoding="utf-8").startswith(stamp):
-        console.print(saved.read_text(encoding="utf-8").removeprefix(stamp).strip(), markup=False)
-        console.print(f"(measured before; delete {saved} to measure again)", style="dim")
-        return
+def _measured(
+    engine: Engine, data: Path, saved: Path, console: Console
+) -> tuple[dict[str, Any], str]:
+    """The report as fields and as text: of this run, or of an earlier one with this very index."""
+    stamp = [engine.encoder.fingerprint, engine.store.manifest.files]
+    if saved.is_file():
+        before = json.loads(saved.read_text(encoding="utf-8"))
+        if before["stamp"] == stamp:
+            note = f"(measured before; delete {saved} to measure again)"
+            return before["report"], f"{before['shown']}{note}"
     names = [Ranker.NONE, Ranker.LISTWISE, Ranker.PRF]
     rankers = by_name(names, None, lambda each: searching(engine, each, 100, 20, None))
     collection = load_beir(data)
     with progress("queries", len(collection.queries)) as done:
         report, _ = evaluate(collection, rankers, depth=100, progress=done)
-    with console.capture() as shown:
-        print_report(report, console)
-    saved.write_text(f"{stamp}\n{shown.get()}", encoding="utf-8")
-    console.print(shown.get(), markup=False, highlight=False)
+    fields, shown = report.to_dict(), _text(report, console.width)
+    kept = {"stamp": stamp, "report": fields, "shown": shown}
+    saved.write_text(json.dumps(kept), encoding="utf-8")
+    return fields, shown
+
+
+def _text(report: Report, width: int) -> str:
+    page = io.StringIO()
+    print_report(report, Console(file=page, width=width))
+    return page.getvalue()

@@ -7,6 +7,7 @@ from typing import cast
 from e2rank.cli.options import Ranker
 from e2rank.encoders.presets import local_model
 from e2rank.engine import Engine
+from e2rank.evaluate.collection import Collection
 from e2rank.evaluate.protocol import Answer
 from e2rank.evaluate.protocol import Ranker as Ask
 from e2rank.evaluate.trec import Run, write_run
@@ -66,15 +67,46 @@ def write_runs(pattern: str | None, runs: dict[str, Run]) -> None:
 
 
 def check_pattern(pattern: str | None, runs: int) -> None:
-    """Refuse one file for several runs, before any work is done.
+    """Refuse one file for several runs, or a folder that is not there, before any work is done.
 
     Raises:
         ValueError: saying what to write instead.
     """
-    if pattern is not None and runs > 1 and "{ranker}" not in pattern:
+    if pattern is None:
+        return
+    if not Path(pattern).parent.is_dir():
+        raise ValueError(f"--run-out {pattern}: there is no folder {Path(pattern).parent}")
+    if runs > 1 and "{ranker}" not in pattern:
         raise ValueError(
             f"--run-out {pattern} is one file for {runs} rankers: put {{ranker}} into its name"
         )
+
+
+def check_indexed(engine: Engine, collection: Collection) -> None:
+    """Refuse an index that lacks most of what the collection judges.
+
+    Raises:
+        ValueError: saying how much it lacks.
+    """
+    judged = {document for grades in collection.qrels.values() for document in grades}
+    absent = sum(engine.store.row_of(document) is None for document in judged)
+    if 2 * absent > len(judged):
+        raise ValueError(
+            f"the index lacks {absent} of the {len(judged)} judged documents: it is of another "
+            f"collection than {collection.name}"
+        )
+
+
+def check_listed(engine: Engine, lists: Run) -> None:
+    """Refuse lists of documents that the index lacks, before any work is done.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for query, ranking in lists.items():
+        for document, _ in ranking:
+            if engine.store.row_of(document) is None:
+                raise ValueError(f"the list of query {query!r} has {document!r}, which is nowhere")
 
 
 def _answer(hits: Hits) -> Answer:

@@ -48,8 +48,8 @@ class CutTexts:
         """Log how many were cut, if any were."""
         if self._cut:
             _log.warning(
-                "%d of %d documents are longer than the encoder's %d tokens: what is beyond is "
-                "not searched",
+                "%d of the %d documents read are longer than the encoder's %d tokens: what is "
+                "beyond is not searched",
                 self._cut,
                 self._texts,
                 self._budget,

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from e2rank.contract import Contract, Family, Pooling
 from e2rank.encoders.torch import TorchEncoder
@@ -23,7 +24,7 @@ def load_transformer(
     try:
         model = transformers.AutoModel.from_pretrained(source, dtype="auto")
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"cannot load {name} from {source}: {_first_line(error)}") from error
     if model.config.hidden_size != contract.dim:
         raise ValueError(f"{source} has dimension {model.config.hidden_size}, not {contract.dim}")
@@ -50,7 +51,7 @@ def load_sentence_transformer(name: str, *, device: str | None = None) -> TorchE
         loaded = sentence_transformers.SentenceTransformer(
             name, device="cpu", model_kwargs={"dtype": "auto"}
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"cannot load {name!r} as a sentence-transformers model: {_first_line(error)}"
         ) from error

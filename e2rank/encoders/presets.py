@@ -121,7 +121,9 @@ def _any_model(name: str, device: str | None) -> Encoder:
             f"unknown encoder {name!r}: the presets are {presets}; "
             "anything else is a folder, or the owner/name of a sentence-transformers model"
         )
-    return load_sentence_transformer(name, device=device)
+    # The whole path, so that an index made here opens elsewhere on this machine.
+    where = str(Path(name).resolve()) if Path(name).is_dir() else name
+    return load_sentence_transformer(where, device=device)
 
 
 def local_model(folder: str) -> Path:

@@ -73,6 +73,9 @@ def load_beir(
     unknown = judgments.keys() - texts.keys()
     if unknown:
         raise CorpusError(f"{file.name} has no query {sorted(unknown)[0]!r}, which {split} judges")
+    blank = [query for query in judgments if not texts[query].strip()]
+    if blank:
+        raise CorpusError(f"{file.name} has no text for the query {blank[0]!r}")
     return Collection(
         name=path.resolve().name,
         split=split,

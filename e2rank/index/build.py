@@ -187,7 +187,9 @@ class _Build:
             sync_folder(final.parent)
             manifest.save(self._folder)
         except BaseException:
-            final.rename(part)
+            # An interrupt may come after the manifest is in place: then the index is whole.
+            if not _names(self._folder, final.name):
+                final.rename(part)
             raise
         # Only now: until the manifest is in place, this is a build that can be resumed.
         for path in (staging.record, staging.spool):
@@ -234,6 +236,11 @@ def _staging(folder: Path, settings: dict[str, Any], resume: bool, overwrite: bo
         )
     staging.remove()
     return Staging(folder, settings)
+
+
+def _names(folder: Path, segment: str) -> bool:
+    """Whether the manifest on disk is of this segment."""
+    return (folder / NAME).exists() and Manifest.load(folder).segments[0]["name"] == segment
 
 
 def _batched(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:
