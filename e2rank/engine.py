@@ -41,7 +41,7 @@ class Engine:
         """Index documents into a folder and open it.
 
         The documents are read once and streamed: a corpus larger than memory works. How many were
-        longer than the encoder reads is logged.
+        longer than the encoder reads is logged, and kept in the manifest.
 
         Args:
             documents: documents, or mappings with id, text and optionally title and metadata.
@@ -68,6 +68,7 @@ class Engine:
             encoder=EncoderInfo(name=loaded.name, fingerprint=loaded.fingerprint, dim=contract.dim),
             contract=contract.to_dict(),
             config=index or IndexConfig(),
+            truncated=lambda: cut.cut,
             resume=resume,
             overwrite=overwrite,
             progress=progress,

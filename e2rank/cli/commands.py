@@ -236,6 +236,7 @@ def _show(store: Store, *, as_json: bool) -> None:
     fields = {
         "folder": str(store.folder),
         "documents": len(store),
+        "truncated": manifest.truncated,
         "encoder": manifest.encoder.name,
         "fingerprint": manifest.encoder.fingerprint,
         "dim": store.dim,

@@ -36,21 +36,21 @@ class CutTexts:
 
     def __init__(self, budget: int) -> None:
         """Count what is longer than `budget` tokens."""
-        self._budget, self._texts, self._cut = budget, 0, 0
+        self._budget, self._texts, self.cut = budget, 0, 0
 
     def counted(self, encoding: Encoding) -> Encoding:
         """`encoding` as it is, counted."""
         self._texts += len(encoding.vectors)
-        self._cut += len(encoding.truncated)
+        self.cut += len(encoding.truncated)
         return encoding
 
     def report(self) -> None:
         """Log how many were cut, if any were."""
-        if self._cut:
+        if self.cut:
             _log.warning(
                 "%d of the %d documents read are longer than the encoder's %d tokens: what is "
                 "beyond is not searched",
-                self._cut,
+                self.cut,
                 self._texts,
                 self._budget,
             )

@@ -34,6 +34,7 @@ def build_index(  # noqa: PLR0913 - one call, every choice by name
     config: IndexConfig,
     resume: bool = False,
     overwrite: bool = False,
+    truncated: Callable[[], int] = lambda: 0,
     progress: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Build an index into a folder.
@@ -51,6 +52,7 @@ def build_index(  # noqa: PLR0913 - one call, every choice by name
         config: how to build.
         resume: continue a build that was killed, given the same documents again.
         overwrite: replace an index or an unfinished build.
+        truncated: how many of the texts encoded so far lost tokens; asked once a batch.
         progress: called with the number of documents done, once a batch.
     Raises:
         CorpusError: for a document that cannot be indexed, or when there is none.
@@ -65,7 +67,7 @@ def build_index(  # noqa: PLR0913 - one call, every choice by name
     settings = {"config": dataclasses.asdict(config), "encoder": dataclasses.asdict(encoder)}
     try:
         with one_writer(folder):
-            build = _Build(folder, encode, encoder, config, progress)
+            build = _Build(folder, encode, truncated, encoder, config, progress)
             return build.run(documents, contract, settings, (resume, overwrite))
     finally:
         if made:
@@ -79,11 +81,13 @@ class _Build:
         self,
         folder: Path,
         encode: Encode,
+        truncated: Callable[[], int],
         encoder: EncoderInfo,
         config: IndexConfig,
         progress: Callable[[int], None] | None,
     ) -> None:
         self._folder, self._encode, self._config = folder, encode, config
+        self._truncated = truncated
         self._encoder, self._progress = encoder, progress
 
     def run(
@@ -159,13 +163,14 @@ class _Build:
                 f"{self._encoder.name} gave a NaN or an infinity for document "
                 f"{batch[int(bad.argmax())].id!r}; nothing of its batch was written"
             )
-        staging.append(batch, unit(vectors))
+        staging.append(batch, unit(vectors), self._truncated())
 
     def _finish(
         self, staging: Staging, contract: Mapping[str, Any], config: dict[str, Any], final: Path
     ) -> Manifest:
         """Everything after the last batch; each file is made anew, so it can be repeated."""
-        part, count = staging.folder, staging.progress.done
+        part, done = staging.folder, staging.progress
+        segment = {"name": final.name, "count": done.done, "truncated": done.truncated}
         vectors = staging.finish_vectors(self._encoder.dim)
         for name in ("documents.sqlite", "dense.faiss"):
             (part / name).unlink(missing_ok=True)
@@ -178,7 +183,7 @@ class _Build:
         manifest = Manifest(
             encoder=self._encoder,
             config=config,
-            segments=[{"name": final.name, "count": count}],
+            segments=[segment],
             tombstones=[],
             files={f"segments/{final.name}/{name}": file_entry(part / name) for name in names},
         )

@@ -30,7 +30,7 @@ class Manifest:
     Args:
         encoder: which encoder made it.
         config: the fields of the `IndexConfig` it was built with.
-        segments: `{"name", "count"}` of each; today there is exactly one.
+        segments: `{"name", "count", "truncated"}` of each; today there is exactly one.
         tombstones: ids of deleted documents; today always empty.
         files: path inside the folder to `{"bytes", "xxh3"}`, for every file but the manifest.
     """
@@ -45,6 +45,11 @@ class Manifest:
     def count(self) -> int:
         """Documents in the index."""
         return sum(segment["count"] for segment in self.segments)
+
+    @property
+    def truncated(self) -> int:
+        """Documents that were longer than the encoder reads."""
+        return sum(segment["truncated"] for segment in self.segments)
 
     def save(self, folder: Path) -> None:
         """Put this manifest in place at once: readers see the old one or the new one."""
@@ -91,6 +96,7 @@ def _check(manifest: Manifest) -> None:
     for segment in manifest.segments:
         _is(str, segment["name"], "name")
         _is(int, segment["count"], "count")
+        _is(int, segment["truncated"], "truncated")
     for name, entry in manifest.files.items():
         _is(int, entry["bytes"], name)
         _is(str, entry["xxh3"], name)

@@ -23,9 +23,10 @@ HEADER = 128
 
 @dataclass(slots=True)
 class Progress:
-    """What is durable: documents, bytes of both files, a hash of the documents, the settings."""
+    """What is durable: documents (and how many were cut), bytes of both files, a hash, settings."""
 
     done: int
+    truncated: int
     vectors: int
     spool: int
     documents: str
@@ -42,6 +43,7 @@ class Staging:
         self._hash = xxhash.xxh3_64()
         self._ids = Ids()
         self.progress = self._load()
+        self._cut_before = self.progress.truncated
 
     @property
     def vectors(self) -> Path:
@@ -105,13 +107,23 @@ class Staging:
         """
         self._note(documents, start)
 
-    def append(self, documents: Sequence[Document], vectors: np.ndarray) -> None:
-        """Make a batch durable: both files first, then the record of how far they go."""
+    def append(self, documents: Sequence[Document], vectors: np.ndarray, truncated: int) -> None:
+        """Make a batch durable: both files first, then the record of how far they go.
+
+        `truncated` is how many documents this run has cut so far.
+        """
         lines = "".join(_line(each) for each in documents).encode()
         vectors_size = _append(self.vectors, vectors.tobytes())
         spool_size = _append(self.spool, lines)
         done = self.progress.done + len(documents)
-        progress = Progress(done, vectors_size, spool_size, self._hash.hexdigest(), self._settings)
+        progress = Progress(
+            done,
+            self._cut_before + truncated,
+            vectors_size,
+            spool_size,
+            self._hash.hexdigest(),
+            self._settings,
+        )
         state = {name: getattr(progress, name) for name in Progress.__slots__}
         write_atomically(self.record, json.dumps(state).encode())
         self.progress = progress
@@ -147,7 +159,7 @@ class Staging:
     def _load(self) -> Progress:
         with contextlib.suppress(FileNotFoundError):
             return Progress(**json.loads(self.record.read_bytes()))
-        return Progress(0, HEADER, 0, self._hash.hexdigest(), self._settings)
+        return Progress(0, 0, HEADER, 0, self._hash.hexdigest(), self._settings)
 
 
 class Ids:
