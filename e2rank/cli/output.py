@@ -61,17 +61,7 @@ def compared_table(plain: Hits, reranked: Hits) -> Table:
 
 def report_table(report: Report) -> Table:
     """A column a ranker: quality, p value, latency and what it cost; five fit a terminal."""
-    title = (
-        f"{report.dataset} {report.split}: {report.queries} queries, depth {report.depth}; "
-        f"p against {report.baseline}"
-    )
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("")
     for row in report.rows:
         table.add_column(row.ranker, justify="right")
@@ -82,7 +72,11 @@ def report_table(report: Report) -> Table:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """The table, then what it cannot hold: the worst queries, and those without a list."""
+    """What was measured, the table, then what it cannot hold: the worst queries, and those without a list."""
+    console.print(
+        f"{report.dataset} {report.split}: {report.queries} queries, depth {report.depth}; "
+        f"p against {report.baseline}"
+    )
     console.print(report_table(report))
     for row in report.rows:
         if row.deltas is not None and row.deltas.worst:
