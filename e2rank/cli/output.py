@@ -72,7 +72,7 @@ def report_table(report: Report) -> Table:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """What was measured, the table, then what it cannot hold: the worst queries, and those without a list."""
+    """The table under its heading, then what it cannot hold: the worst queries, missing lists."""
     console.print(
         f"{report.dataset} {report.split}: {report.queries} queries, depth {report.depth}; "
         f"p against {report.baseline}"
