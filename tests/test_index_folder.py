@@ -58,7 +58,7 @@ def test_a_manifest_that_is_no_json_object_is_named(index: Path, text: str) -> N
     [
         (lambda m: m.update(kind="bm25s"), "is not the manifest of an e2rank index"),
         (lambda m: m.pop("kind"), "is not the manifest of an e2rank index"),
-        (lambda m: m.update(format=2), r"format 2, and .* reads up to 1\. Run: pip install -U"),
+        (lambda m: m.update(format=3), r"format 3, and .* reads up to 2\. Run: pip install -U"),
         (lambda m: m.update(format="new"), "has index format new"),
         (lambda m: m.pop("format"), "format"),
         *((operator.methodcaller("pop", name), f"is damaged: .*'{name}'") for name in FIELDS),

@@ -8,20 +8,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from e2rank.config import IndexConfig
 from e2rank.documents import Document, as_documents
-from e2rank.errors import CorpusError, EncodingError
+from e2rank.errors import CorpusError
 from e2rank.index import dense
+from e2rank.index.batches import BatchEncoder, Encode, TokensOfLast
 from e2rank.index.files import file_entry, one_writer, sync_file, sync_folder, write_atomically
 from e2rank.index.manifest import NAME, EncoderInfo, Manifest
 from e2rank.index.staging import Staging
 from e2rank.index.table import write_table
 from e2rank.index.target import PARTIAL, check_folder, clean, remove_empty, taken
-from e2rank.scores import unit
-
-Encode = Callable[[Sequence[str]], np.ndarray]
 
 
 def build_index(  # noqa: PLR0913 - one call, every choice by name
@@ -35,6 +31,7 @@ def build_index(  # noqa: PLR0913 - one call, every choice by name
     resume: bool = False,
     overwrite: bool = False,
     truncated: Callable[[], int] = lambda: 0,
+    tokens: TokensOfLast | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Build an index into a folder.
@@ -53,21 +50,26 @@ def build_index(  # noqa: PLR0913 - one call, every choice by name
         resume: continue a build that was killed, given the same documents again.
         overwrite: replace an index or an unfinished build.
         truncated: how many of the texts encoded so far lost tokens; asked once a batch.
+        tokens: the token vectors of the texts encoded last, one (t, token_dim) array a document
+            in order, t from 0; asked once a batch, right after `encode`; they are normalised
+            here. To be given where `encoder.token_dim` is more than 0, and only there.
         progress: called with the number of documents done, once a batch.
     Raises:
         CorpusError: for a document that cannot be indexed, or when there is none.
-        ValueError: if the folder is taken, or the factory cannot be built.
+        ValueError: if the folder is taken, the factory cannot be built, or `tokens` is given or
+            missing against `encoder.token_dim`.
         EncodingError: if a vector is not finite or of the wrong shape.
         OSError: if the disk is full; what is done is kept for `resume`.
     """
+    asked = BatchEncoder(encoder, encode, truncated, tokens)
     dense.check(encoder.dim, config)
     check_folder(folder, replace=overwrite or resume)
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"config": dataclasses.asdict(config), "encoder": dataclasses.asdict(encoder)}
+    settings = {"config": dataclasses.asdict(config), "encoder": encoder.to_dict()}
     try:
         with one_writer(folder):
-            build = _Build(folder, encode, truncated, encoder, config, progress)
+            build = _Build(folder, asked, config, progress)
             return build.run(documents, contract, settings, (resume, overwrite))
     finally:
         if made:
@@ -80,15 +82,12 @@ class _Build:
     def __init__(
         self,
         folder: Path,
-        encode: Encode,
-        truncated: Callable[[], int],
-        encoder: EncoderInfo,
+        encoder: BatchEncoder,
         config: IndexConfig,
         progress: Callable[[int], None] | None,
     ) -> None:
-        self._folder, self._encode, self._config = folder, encode, config
-        self._truncated = truncated
-        self._encoder, self._progress = encoder, progress
+        self._folder, self._encoder, self._config = folder, encoder, config
+        self._progress = progress
 
     def run(
         self,
@@ -105,7 +104,7 @@ class _Build:
             # Killed after its last rename and before its manifest: still a build to resume.
             final.rename(part)
         clean(final.parent, {part.name, *([old.segments[0]["name"]] if old else [])})
-        staging = _staging(part, settings, *asked)
+        staging = _staging(part, settings, self._encoder.info, *asked)
         try:
             if staging.progress.done == 0 and old and not asked[1]:
                 raise taken(self._folder, old)
@@ -151,19 +150,8 @@ class _Build:
 
     def _add(self, staging: Staging, batch: Sequence[Document], row: int) -> None:
         staging.note(batch, row)
-        vectors = np.asarray(self._encode([each.body for each in batch]), dtype=np.float32)
-        expected = (len(batch), self._encoder.dim)
-        if vectors.shape != expected:
-            raise EncodingError(
-                f"{self._encoder.name} gave vectors of shape {vectors.shape}, expected {expected}"
-            )
-        bad = ~np.isfinite(vectors).all(axis=1)
-        if bad.any():
-            raise EncodingError(
-                f"{self._encoder.name} gave a NaN or an infinity for document "
-                f"{batch[int(bad.argmax())].id!r}; nothing of its batch was written"
-            )
-        staging.append(batch, unit(vectors), self._truncated())
+        arrays = self._encoder.batch(batch, staging.token_rows)
+        staging.append(batch, arrays, self._encoder.truncated())
 
     def _finish(
         self, staging: Staging, contract: Mapping[str, Any], config: dict[str, Any], final: Path
@@ -171,7 +159,7 @@ class _Build:
         """Everything after the last batch; each file is made anew, so it can be repeated."""
         part, done = staging.folder, staging.progress
         segment = {"name": final.name, "count": done.done, "truncated": done.truncated}
-        vectors = staging.finish_vectors(self._encoder.dim)
+        vectors = staging.finish_arrays()
         for name in ("documents.sqlite", "dense.faiss"):
             (part / name).unlink(missing_ok=True)
         write_table(part / "documents.sqlite", staging.read_spool())
@@ -179,9 +167,10 @@ class _Build:
         dense.build(part / "dense.faiss", vectors, self._config)
         text = json.dumps(contract, indent=2, sort_keys=True, ensure_ascii=False)
         write_atomically(part / "contract.json", text.encode())
-        names = ("contract.json", "dense.faiss", "documents.sqlite", "vectors.npy")
+        arrays = (array.path.name for array in staging.arrays.values())
+        names = sorted(("contract.json", "dense.faiss", "documents.sqlite", *arrays))
         manifest = Manifest(
-            encoder=self._encoder,
+            encoder=self._encoder.info,
             config=config,
             segments=[segment],
             tombstones=[],
@@ -217,13 +206,15 @@ class _Build:
             ) from error
 
 
-def _staging(folder: Path, settings: dict[str, Any], resume: bool, overwrite: bool) -> Staging:
+def _staging(
+    folder: Path, settings: dict[str, Any], encoder: EncoderInfo, resume: bool, overwrite: bool
+) -> Staging:
     """The build to continue, or a new one.
 
     Raises:
         ValueError: if an unfinished build is there and nobody said what to do with it.
     """
-    staging = Staging(folder, settings)
+    staging = Staging(folder, settings, encoder)
     done = staging.progress.done
     if done and not resume and not overwrite:
         staging.close()
@@ -240,7 +231,7 @@ def _staging(folder: Path, settings: dict[str, Any], resume: bool, overwrite: bo
             "resume with the same, or pass overwrite=True to start again"
         )
     staging.remove()
-    return Staging(folder, settings)
+    return Staging(folder, settings, encoder)
 
 
 def _names(folder: Path, segment: str) -> bool:

@@ -9,18 +9,37 @@ from typing import Any, Self
 from e2rank.errors import IndexFormatError
 from e2rank.index.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2
+"""The newest that is read; an index without token vectors is still written as format 1."""
+
 KIND = "e2rank-index"
 NAME = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderInfo:
-    """Which encoder made the vectors: its name, its fingerprint and their dimension."""
+    """Which encoder made the vectors.
+
+    Args:
+        name: what it is called.
+        fingerprint: of the model and its contract.
+        dim: length of a document's vector.
+        token_dim: length of a token vector; 0 if there are none.
+        tokens: fingerprint of the head that made the token vectors; "" if there are none.
+    """
 
     name: str
     fingerprint: str
     dim: int
+    token_dim: int = 0
+    tokens: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, JSON-able; those of token vectors only where there are any."""
+        fields = dataclasses.asdict(self)
+        if not self.token_dim:
+            del fields["token_dim"], fields["tokens"]
+        return fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +72,9 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Put this manifest in place at once: readers see the old one or the new one."""
-        fields = {"format": FORMAT, "kind": KIND, **dataclasses.asdict(self)}
+        version = FORMAT if self.encoder.token_dim else 1
+        fields = {"format": version, "kind": KIND, **dataclasses.asdict(self)}
+        fields["encoder"] = self.encoder.to_dict()
         text = json.dumps(fields, indent=2, ensure_ascii=False)
         write_atomically(folder / NAME, text.encode())
 
@@ -77,13 +98,13 @@ class Manifest:
             )
         try:
             manifest = cls(encoder=EncoderInfo(**fields.pop("encoder")), **fields)
-            _check(manifest)
+            _check(manifest, version)
         except (TypeError, KeyError, AttributeError) as error:
             raise IndexFormatError(f"{folder / NAME} is damaged: {error}") from error
         return manifest
 
 
-def _check(manifest: Manifest) -> None:
+def _check(manifest: Manifest, version: int) -> None:
     """Look up everything that is read later, so that what is missing is missed here.
 
     Raises:
@@ -91,6 +112,10 @@ def _check(manifest: Manifest) -> None:
     """
     if not manifest.segments:
         raise KeyError("segments")
+    _is(int, manifest.encoder.token_dim, "token_dim")
+    _is(str, manifest.encoder.tokens, "tokens")
+    if (manifest.encoder.token_dim > 0) != (version > 1):
+        raise KeyError("token_dim")
     for name, kind in (("factory", str), ("nprobe", int | None), ("ef_search", int | None)):
         _is(kind, manifest.config[name], name)
     for segment in manifest.segments:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,29 +15,43 @@ import xxhash
 from e2rank.documents import Document
 from e2rank.errors import CorpusError
 from e2rank.index.files import write_atomically
-
-HEADER = 128
-"""Bytes kept free for the .npy header in front of the vectors, whose number is known last."""
+from e2rank.index.grown import GrownArray, GrownFile
+from e2rank.index.manifest import EncoderInfo
 
 
 @dataclass(slots=True)
 class Progress:
-    """What is durable: documents (and how many were cut), bytes of both files, a hash, settings."""
+    """What is durable: documents (and how many were cut), bytes of each file, a hash, settings."""
 
     done: int
     truncated: int
-    vectors: int
-    spool: int
+    sizes: dict[str, int]
     documents: str
     settings: dict[str, Any]
 
+    def to_json(self) -> bytes:
+        """The record as it is written, with a key for each file."""
+        counts = {"done": self.done, "truncated": self.truncated}
+        rest = {"documents": self.documents, "settings": self.settings}
+        return json.dumps(counts | self.sizes | rest).encode()
+
 
 class Staging:
-    """The folder of one build; vectors and documents are appended a batch at a time."""
+    """The folder of one build; `arrays` and documents are appended a batch at a time.
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    `arrays` are the .npy files, by the name of what they hold: vectors and, where the encoder
+    makes them, tokens and token_ends.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], encoder: EncoderInfo) -> None:
         """Use `folder`, which may hold an earlier part of the same build."""
         self.folder = folder
+        self.arrays = {"vectors": GrownArray(folder / "vectors.npy", "<f4", (encoder.dim,))}
+        if encoder.token_dim:
+            self.arrays["tokens"] = GrownArray(folder / "tokens.npy", "|i1", (encoder.token_dim,))
+            self.arrays["token_ends"] = GrownArray(folder / "token_ends.npy", "<i8", ())
+        self._spool = GrownFile(folder / "documents.jsonl")
+        self._files: dict[str, GrownFile] = {**self.arrays, "spool": self._spool}
         self._settings = settings
         self._hash = xxhash.xxh3_64()
         self._ids = Ids()
@@ -46,42 +59,30 @@ class Staging:
         self._cut_before = self.progress.truncated
 
     @property
-    def vectors(self) -> Path:
-        """The .npy file, its header blank until `finish_vectors`."""
-        return self.folder / "vectors.npy"
-
-    @property
     def spool(self) -> Path:
         """The documents so far, one JSON array a line."""
-        return self.folder / "documents.jsonl"
+        return self._spool.path
 
     @property
     def record(self) -> Path:
-        """How far both files go."""
+        """How far each file goes."""
         return self.folder / "progress.json"
+
+    @property
+    def token_rows(self) -> int:
+        """Token vectors that are durable."""
+        array = self.arrays.get("tokens")
+        return array.rows(self.progress.sizes["tokens"]) if array else 0
 
     def close(self) -> None:
         """Let go of the private list of ids."""
         self._ids.close()
 
     def begin(self) -> None:
-        """Make the folder, and cut off whatever was written after the last durable batch.
-
-        Raises:
-            CorpusError: if less is there than was durable.
-        """
+        """Make the folder, and cut off whatever was written after the last durable batch."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path, size in (
-            (self.vectors, self.progress.vectors),
-            (self.spool, self.progress.spool),
-        ):
-            with path.open("ab") as file:
-                if self.progress.done and file.tell() < size:
-                    raise CorpusError(
-                        f"{path} has lost bytes since its build was cut short: pass "
-                        "overwrite=True to start again"
-                    )
-                file.truncate(size)
+        for name, file in self._files.items():
+            file.cut(self.progress.sizes[name])
 
     def skip(self, documents: Sequence[Document], start: int) -> None:
         """Take note of documents that an earlier run finished."""
@@ -107,37 +108,31 @@ class Staging:
         """
         self._note(documents, start)
 
-    def append(self, documents: Sequence[Document], vectors: np.ndarray, truncated: int) -> None:
-        """Make a batch durable: both files first, then the record of how far they go.
+    def append(
+        self, documents: Sequence[Document], arrays: Mapping[str, np.ndarray], truncated: int
+    ) -> None:
+        """Make a batch durable: every file first, then the record of how far they go.
 
-        `truncated` is how many documents this run has cut so far.
+        `arrays` are rows for each of the build's arrays; `truncated` is how many documents this
+        run has cut so far.
         """
-        lines = "".join(_line(each) for each in documents).encode()
-        vectors_size = _append(self.vectors, vectors.tobytes())
-        spool_size = _append(self.spool, lines)
-        done = self.progress.done + len(documents)
+        data = {name: rows.tobytes() for name, rows in arrays.items()}
+        data["spool"] = "".join(_line(each) for each in documents).encode()
         progress = Progress(
-            done,
+            self.progress.done + len(documents),
             self._cut_before + truncated,
-            vectors_size,
-            spool_size,
+            {name: file.append(data[name]) for name, file in self._files.items()},
             self._hash.hexdigest(),
             self._settings,
         )
-        state = {name: getattr(progress, name) for name in Progress.__slots__}
-        write_atomically(self.record, json.dumps(state).encode())
+        write_atomically(self.record, progress.to_json())
         self.progress = progress
 
-    def finish_vectors(self, dim: int) -> np.ndarray:
-        """Write the header in front of the vectors; gives them back, mapped."""
-        shape = f"({self.progress.done}, {dim})"
-        fields = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
-        header = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
-        with self.vectors.open("rb+") as file:
-            file.write(header + fields.ljust(HEADER - 11).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        return np.load(self.vectors, mmap_mode="r")
+    def finish_arrays(self) -> np.ndarray:
+        """Write the header in front of each array; gives the vectors back, mapped."""
+        for name, array in self.arrays.items():
+            array.finish(self.progress.sizes[name])
+        return np.load(self.arrays["vectors"].path, mmap_mode="r")
 
     def read_spool(self) -> Iterator[Document]:
         """Every document, in order."""
@@ -157,9 +152,14 @@ class Staging:
             self._hash.update(line.encode())
 
     def _load(self) -> Progress:
+        sizes = {name: file.start for name, file in self._files.items()}
         with contextlib.suppress(FileNotFoundError):
-            return Progress(**json.loads(self.record.read_bytes()))
-        return Progress(0, 0, HEADER, 0, self._hash.hexdigest(), self._settings)
+            fields = json.loads(self.record.read_bytes())
+            # A file that the record does not know has nothing durable yet.
+            sizes = {name: fields.get(name, size) for name, size in sizes.items()}
+            rest = {name: fields[name] for name in ("done", "truncated", "documents", "settings")}
+            return Progress(sizes=sizes, **rest)
+        return Progress(0, 0, sizes, self._hash.hexdigest(), self._settings)
 
 
 class Ids:
@@ -213,11 +213,3 @@ def _line(document: Document) -> str:
             f"document {document.id!r} has metadata JSON cannot hold: {error}"
         ) from None
     return line + "\n"
-
-
-def _append(path: Path, data: bytes) -> int:
-    with path.open("ab") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        return file.tell()

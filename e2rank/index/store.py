@@ -13,6 +13,7 @@ from e2rank.index import dense
 from e2rank.index.files import file_entry
 from e2rank.index.manifest import Manifest
 from e2rank.index.table import Table
+from e2rank.index.tokens import Tokens
 from e2rank.scores import rank, unit
 
 
@@ -37,6 +38,9 @@ class Store:
                 f"{folder} is damaged: vectors.npy holds {self._vectors.shape} "
                 f"{self._vectors.dtype}, expected {(len(self), self.dim)} float32"
             )
+        self._tokens: Tokens | None = None
+        if self.token_dim:
+            self._tokens = Tokens(segment, len(self), self.token_dim)
         self._table = Table(segment / "documents.sqlite")
 
     @classmethod
@@ -61,6 +65,11 @@ class Store:
     def dim(self) -> int:
         """Length of the stored vectors."""
         return self.manifest.encoder.dim
+
+    @property
+    def token_dim(self) -> int:
+        """Length of the stored token vectors; 0 if the index holds none."""
+        return self.manifest.encoder.token_dim
 
     def close(self) -> None:
         """Let go of the files."""
@@ -107,6 +116,38 @@ class Store:
         if (wanted < 0).any():
             raise IndexError(f"the index has no row {wanted.min()}")
         return self._vectors[wanted]
+
+    def tokens(self, rows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """The token vectors of these rows, in this order.
+
+        Returns:
+            A (t, p) float32 array a row, t of its own and perhaps 0: unit vectors, each component
+            as near as eight bits allow (within 1/254).
+        Raises:
+            IndexError: if there is no such row.
+            ValueError: if the index holds no token vectors.
+        """
+        return self._with_tokens().matrices(rows)
+
+    def tokens_packed(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The token vectors of these rows as they are stored, one document after another.
+
+        Returns:
+            (T, p) int8, 127 times the unit vectors, and (n + 1,) int64 offsets: those of the i-th
+            row asked for are offsets[i] to offsets[i + 1].
+        Raises:
+            IndexError: if there is no such row.
+            ValueError: if the index holds no token vectors.
+        """
+        return self._with_tokens().packed(rows)
+
+    def _with_tokens(self) -> Tokens:
+        if self._tokens is None:
+            raise ValueError(
+                f"{self.folder} holds no token vectors: build it again with an encoder that "
+                "makes them"
+            )
+        return self._tokens
 
     def documents(self, rows: Sequence[int] | np.ndarray) -> list[Document]:
         """The documents of these rows, in this order.
