@@ -7,12 +7,25 @@ weights: it is saved beside the index and hashed into its fingerprint.
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import xxhash
 
 Family = Literal["bidirectional", "decoder"]
 Pooling = Literal["mean", "cls", "last"]
+Rerank = Literal["listwise", "tokens"]
+Prompt = Literal["text", "vectors"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "family": get_args(Family),
+    "pooling": get_args(Pooling),
+    "rerank": get_args(Rerank),
+    "prompt": get_args(Prompt),
+}
+
+# A field that came later is left out of the digest while it has its default, so that what was
+# made before it came keeps its fingerprint.
+_LATER = ("token_dim", "token_layers", "rerank", "prompt")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +41,9 @@ class Contract:
       document and only the span of the query is pooled, so the prompt of no documents is the
       plain query vector.
 
+    A prompt of vectors shows the documents' vectors instead, one soft token each: a decoder reads
+    them in front of the query, a bidirectional encoder behind it, all at one position.
+
     Budgets are in tokens and include the model's special tokens. A text over budget loses the
     end of its own text; prefixes, suffixes and closing tokens always stay.
 
@@ -40,7 +56,12 @@ class Contract:
         prompt_tokens: budget of a whole listwise prompt.
         prompt_document_tokens: most tokens of one document inside a prompt.
         list_sizes: numbers of documents a prompt had in training; empty when it had none.
-        fusion_weight: share of the listwise score in the final one, 0 to 1.
+        fusion_weight: share of the rerank's score in the final one, 0 to 1.
+        token_dim: length of the token vectors of late interaction; 0 where the model gives none.
+        token_layers: how many of its last layers the token vectors are made from.
+        rerank: what `rerank=True` means for this model.
+        prompt: what the listwise prompts of list_sizes were made of: the documents' texts, or
+            their vectors.
     """
 
     family: Family
@@ -61,6 +82,10 @@ class Contract:
     prompt_document_tokens: int = 96
     list_sizes: tuple[int, ...] = ()
     fusion_weight: float = 0.6
+    token_dim: int = 0
+    token_layers: int = 2
+    rerank: Rerank = "listwise"
+    prompt: Prompt = "text"
 
     def __post_init__(self) -> None:
         """Refuse a contract that no model could keep.
@@ -68,12 +93,18 @@ class Contract:
         Raises:
             ValueError: naming the field and what it must be.
         """
-        if self.family not in ("bidirectional", "decoder"):
-            raise ValueError(f"family is {self.family!r}; expected 'bidirectional' or 'decoder'")
-        if self.pooling not in ("mean", "cls", "last"):
-            raise ValueError(f"pooling is {self.pooling!r}; expected 'mean', 'cls' or 'last'")
+        for name, allowed in _CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                *others, last = map(repr, allowed)
+                raise ValueError(f"{name} is {value!r}; expected {', '.join(others)} or {last}")
         budgets = ("query_tokens", "document_tokens", "prompt_tokens", "prompt_document_tokens")
-        for name in ("dim", *budgets):
+        if self.prompt == "vectors" and not self.list_sizes:
+            raise ValueError(
+                "prompt is 'vectors' and list_sizes is empty; no model reads soft tokens untrained"
+            )
+        if self.token_dim < 0:
+            raise ValueError(f"token_dim is {self.token_dim}; it must be at least 0")
+        for name in ("dim", "token_layers", *budgets):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0.0 <= self.fusion_weight <= 1.0:
@@ -122,7 +153,11 @@ class Contract:
 
     def digest(self) -> str:
         """16 hex digits that differ when any field differs."""
-        canonical = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
+        fields = self.to_dict()
+        for name in _LATER:
+            if fields[name] == type(self).__dataclass_fields__[name].default:
+                del fields[name]
+        canonical = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         return xxhash.xxh3_64_hexdigest(canonical.encode())
 
 

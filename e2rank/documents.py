@@ -1,8 +1,8 @@
 """Plain records: what goes in (`Document`), and what a reranker sees (`Candidates`)."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -36,12 +36,32 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenVectors:
+    """Token vectors of n documents, for late interaction.
+
+    Args:
+        rows: (T, p) float32 unit rows of their tokens, one document after another.
+        ends: (n + 1,) int64 offsets: document i has the rows ends[i] to ends[i + 1].
+    """
+
+    rows: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, documents: Sequence[np.ndarray]) -> Self:
+        """One (t, p) array a document, put one after another; at least one document."""
+        return cls(np.concatenate(documents), np.cumsum([0, *map(len, documents)]))
+
+
+@dataclass(frozen=True, slots=True)
 class Candidates:
     """What was gathered for one query, best first.
 
     ids and texts hold n strings; scores is (n,) float32; vectors is (n, d) float32 of unit rows
     and query the (d,) unit vector of the query, both made by the encoder with this fingerprint,
-    or None where there is none.
+    or None where there is none. query_tokens are that encoder's (t, p) token vectors of the
+    query; tokens reads those of the candidates when it is called, as they are large. Both are of
+    the head with this token_fingerprint, and None where there are none.
     """
 
     ids: Sequence[str]
@@ -50,6 +70,9 @@ class Candidates:
     vectors: np.ndarray | None = None
     query: np.ndarray | None = None
     fingerprint: str = ""
+    query_tokens: np.ndarray | None = None
+    tokens: Callable[[], TokenVectors] | None = None
+    token_fingerprint: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)

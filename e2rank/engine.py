@@ -1,21 +1,29 @@
 """The engine: gather, rerank, return. The only module that knows rows and documents at once."""
 
+import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 
 from e2rank.config import IndexConfig
+from e2rank.contract import Prompt
 from e2rank.documents import Document
-from e2rank.encoders import CutTexts, Encoder, difference
+from e2rank.encoders import CutTexts, Encoder, Encoding, difference, token_fingerprint
 from e2rank.encoders.presets import load_encoder
-from e2rank.errors import EncoderMismatch
+from e2rank.errors import AdapterError, EncoderMismatch
 from e2rank.gather import DenseGatherer, GivenList
 from e2rank.hits import Hits
 from e2rank.index import EncoderInfo, Store, build_index
 from e2rank.rerank.choose import Rerank, choose
 from e2rank.search import Search, check_ranking, order_texts
+
+ADAPTER = "adapter"
+"""Where an index's own adapter is, inside its folder."""
+
+_log = logging.getLogger("e2rank")
 
 
 class Engine:
@@ -61,14 +69,27 @@ class Engine:
         loaded = load_encoder(encoder)
         contract = loaded.contract
         cut = CutTexts(contract.document_tokens)
+        last: list[Encoding] = []
+
+        def encode(texts: Sequence[str]) -> np.ndarray:
+            last[:] = [cut.counted(loaded.encode_documents(texts))]
+            return last[0].vectors
+
         build_index(
             documents,
             Path(folder),
-            encode=lambda texts: cut.counted(loaded.encode_documents(texts)).vectors,
-            encoder=EncoderInfo(name=loaded.name, fingerprint=loaded.fingerprint, dim=contract.dim),
+            encode=encode,
+            encoder=EncoderInfo(
+                name=loaded.name,
+                fingerprint=loaded.fingerprint,
+                dim=contract.dim,
+                token_dim=contract.token_dim,
+                tokens=token_fingerprint(loaded),
+            ),
             contract=contract.to_dict(),
             config=index or IndexConfig(),
             truncated=lambda: cut.cut,
+            tokens=(lambda: last[0].token_vectors) if contract.token_dim else None,
             resume=resume,
             overwrite=overwrite,
             progress=progress,
@@ -77,9 +98,21 @@ class Engine:
         return cls.open(folder, loaded)
 
     @classmethod
-    def open(cls, folder: str | Path, encoder: str | Path | Encoder | None = None) -> Self:
+    def open(
+        cls,
+        folder: str | Path,
+        encoder: str | Path | Encoder | None = None,
+        *,
+        adapted: bool = True,
+    ) -> Self:
         """Open an index with the encoder that made it, loaded by name unless given.
 
+        An adapter that `adapt` put beside the index is used with an encoder loaded by name.
+
+        Args:
+            folder: the index.
+            encoder: see `load_encoder`.
+            adapted: whether to use the index's own adapter.
         Raises:
             IndexFormatError: if the folder is no whole index of a known format.
             EncoderMismatch: if the encoder is not the one that made the index.
@@ -87,7 +120,10 @@ class Engine:
         store = Store.open(Path(folder))
         try:
             made = store.manifest.encoder
-            loaded = load_encoder(made.name if encoder is None else encoder)
+            own = adapted and encoder is None and _has_adapter(store)
+            loaded = load_encoder(
+                store.folder / ADAPTER if own else made.name if encoder is None else encoder
+            )
             if loaded.fingerprint != made.fingerprint:
                 differs = difference(made.fingerprint, loaded.fingerprint)
                 raise EncoderMismatch(
@@ -132,7 +168,7 @@ class Engine:
         *,
         rerank: Rerank = True,
         depth: int = 100,
-        prompt: Literal["text"] = "text",
+        prompt: Prompt | None = None,
         shown: int = 20,
         feedback_rounds: int = 0,
         fuse: float | None = None,
@@ -156,7 +192,7 @@ class Engine:
         *,
         rerank: Rerank = True,
         depth: int = 100,
-        prompt: Literal["text"] = "text",
+        prompt: Prompt | None = None,
         shown: int = 20,
         feedback_rounds: int = 0,
         fuse: float | None = None,
@@ -171,11 +207,16 @@ class Engine:
         Args:
             queries: texts, none blank.
             k: documents to return.
-            rerank: True or "listwise"; False or "none"; "prf" for Rocchio feedback; a plan
-                (`Full`, `Windows`, `Groups`); or any `Reranker`.
+            rerank: True for what the model does best (its contract's `rerank`); "tokens" for late
+                interaction with stored token vectors; "listwise" for a prompt; False or "none";
+                "prf" for Rocchio feedback; a plan (`Full`, `Windows`, `Groups`); or any
+                `Reranker`.
             depth: candidates to rerank; at least k are gathered.
-            prompt: what the prompt is made of; "text" is the only kind.
-            shown: candidates in the prompt of the default plan.
+            prompt: what a listwise prompt is made of: "text" for the candidates' texts;
+                "vectors" for their stored vectors, of as many as the longest list that the model
+                was trained on, the rest being scored only; None for what the model was trained
+                on. With rerank=True, naming a kind asks for a listwise rerank.
+            shown: candidates in the prompt of the default plan, where it is of texts.
             feedback_rounds: how often the prompt's vector searches the index again and what it
                 finds joins the candidates, before they are reranked once more.
             fuse: weight of the rerank against the first stage, 0 to 1; None takes the model's
@@ -183,13 +224,12 @@ class Engine:
         Raises:
             ValueError: for a blank query or an option out of range.
         """
-        if prompt != "text":
-            raise ValueError(f"prompt is {prompt!r}; 'text' is the only kind there is")
         search = Search(
             gatherer=DenseGatherer(self.encoder, self.store),
             store=self.store,
             fingerprint=self.encoder.fingerprint,
-            reranker=choose(rerank, self.encoder, shown),
+            token_fingerprint=token_fingerprint(self.encoder),
+            reranker=choose(rerank, self.encoder, shown, prompt),
             k=k,
             depth=depth,
             rounds=feedback_rounds,
@@ -237,6 +277,7 @@ class Engine:
         ranking: Sequence[tuple[str, float]],
         *,
         rerank: Rerank = True,
+        prompt: Prompt | None = None,
         shown: int = 20,
         fuse: float | None = None,
     ) -> Hits:
@@ -246,7 +287,8 @@ class Engine:
             query: not blank.
             ranking: (id, score) of documents of this index, best first.
             rerank: as in `search_many`, or "cosine" for the plain cosine with the query.
-            shown: candidates in the prompt of the default plan.
+            prompt: as in `search_many`.
+            shown: as in `search_many`.
             fuse: weight of the rerank against the list's own scores, as in `search_many`.
         Returns:
             Every document of the list; `first_score` and `first_rank` are the list's.
@@ -265,9 +307,35 @@ class Engine:
             ),
             store=self.store,
             fingerprint=self.encoder.fingerprint,
-            reranker=choose(rerank, self.encoder, shown),
+            token_fingerprint=token_fingerprint(self.encoder),
+            reranker=choose(rerank, self.encoder, shown, prompt),
             k=max(len(ranking), 1),
             depth=max(len(ranking), 1),
             weight=fuse,
         )
         return search.run([query])[0]
+
+
+def vectors_hash(store: Store) -> str:
+    """What tells the vectors of one build from those of another."""
+    names = [name for name in store.manifest.files if name.endswith("/vectors.npy")]
+    return "-".join(str(store.manifest.files[name]["xxh3"]) for name in sorted(names))
+
+
+def _has_adapter(store: Store) -> bool:
+    """Whether an adapter lies beside the index; one of an earlier build is left alone."""
+    file = store.folder / ADAPTER / "adapter.json"
+    if not file.is_file():
+        return False
+    try:
+        made_for = json.loads(file.read_text(encoding="utf-8"))["about"].get("index")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AdapterError(f"{file} is damaged: {error}; remove its folder") from error
+    if made_for != vectors_hash(store):
+        _log.warning(
+            "%s was made for an earlier build of this index and is not used: adapt again, or "
+            "remove it",
+            file.parent,
+        )
+        return False
+    return True

@@ -13,6 +13,10 @@ class EncoderMismatch(ValueError):
     """An index was made by another model than the one offered."""
 
 
+class AdapterError(ValueError):
+    """A trained adapter that is damaged, or does not fit the model it is loaded on."""
+
+
 class EncodingError(RuntimeError):
     """A model gave something that is not a usable vector (NaN, infinity, wrong shape)."""
 

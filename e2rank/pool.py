@@ -1,15 +1,53 @@
 """The candidates of one query on their way through a search: gathered, scored, joined by others."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from functools import cached_property, partial
+from typing import Self, overload
 
 import numpy as np
 
-from e2rank.documents import Candidates
+from e2rank.documents import Candidates, Document, TokenVectors
 from e2rank.hits import Hit
 from e2rank.index import Store
 from e2rank.rerank import Scored
 from e2rank.scores import fuse, rank
+
+
+class _Records:
+    """Documents of these rows, read from the store once, when the first is asked for."""
+
+    def __init__(self, store: Store, rows: np.ndarray) -> None:
+        self._store, self.rows = store, rows
+
+    @cached_property
+    def documents(self) -> list[Document]:
+        return self._store.documents(self.rows)
+
+
+class _Field(Sequence[str]):
+    """One text of each record."""
+
+    def __init__(self, records: _Records, of: Callable[[Document], str]) -> None:
+        self._records, self._of = records, of
+
+    def __len__(self) -> int:
+        return len(self._records.rows)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        documents = self._records.documents
+        if isinstance(place, slice):
+            return [self._of(each) for each in documents[place]]
+        return self._of(documents[place])
+
+
+def _token_vectors(store: Store, rows: np.ndarray) -> TokenVectors:
+    packed, ends = store.tokens_packed(rows)
+    return TokenVectors(packed.astype(np.float32) / 127.0, ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +56,7 @@ class Pool:
 
     Args:
         query: (d,) unit vector of the query, or None where no model read it.
+        query_tokens: (t, p) token vectors of the query, or None where the model gives none.
         rows: (n,) int64 rows of the store.
         first: (n,) float32 first-stage scores.
         first_rank: (n,) int64 first-stage ranks from 1, 0 where only feedback found the row.
@@ -35,26 +74,41 @@ class Pool:
     spent: tuple[int, int, int] = (0, 0, 0)
     vector: np.ndarray | None = None
     error: str = ""
+    query_tokens: np.ndarray | None = None
 
     @classmethod
-    def gathered(cls, query: np.ndarray | None, scores: np.ndarray, rows: np.ndarray) -> Self:
+    def gathered(
+        cls,
+        query: np.ndarray | None,
+        query_tokens: np.ndarray | None,
+        scores: np.ndarray,
+        rows: np.ndarray,
+    ) -> Self:
         """What the first stage found, without the places that it left empty (row -1)."""
         found = rows >= 0
         scores, rows = scores[found], rows[found]
-        return cls(query, rows, scores, np.arange(1, len(rows) + 1), scores)
+        ranks = np.arange(1, len(rows) + 1)
+        return cls(query, rows, scores, ranks, scores, query_tokens=query_tokens)
 
-    def candidates(self, store: Store, fingerprint: str) -> Candidates:
-        """The candidates as a reranker sees them: best first, with texts and stored vectors."""
+    def candidates(self, store: Store, fingerprint: str, token_fingerprint: str) -> Candidates:
+        """The candidates as a reranker sees them: best first, with texts and stored vectors.
+
+        Texts and token vectors are read from the store when they are first looked at.
+        """
         order = rank(self.scores)
         rows = self.rows[order]
-        documents = store.documents(rows)
+        records = _Records(store, rows)
+        stored = token_fingerprint and store.manifest.encoder.tokens == token_fingerprint
         return Candidates(
-            ids=[document.id for document in documents],
-            texts=[document.body for document in documents],
+            ids=_Field(records, lambda document: document.id),
+            texts=_Field(records, lambda document: document.body),
             scores=self.first[order],
             vectors=store.vectors(rows),
             query=self.query,
             fingerprint=fingerprint,
+            query_tokens=self.query_tokens,
+            tokens=partial(_token_vectors, store, rows) if stored else None,
+            token_fingerprint=token_fingerprint,
         )
 
     def scored(self, answer: Scored, weight: float) -> Self:

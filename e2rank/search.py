@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from e2rank.documents import Candidates
-from e2rank.encoders import CutTexts, Encoder, Encoding
+from e2rank.documents import Candidates, TokenVectors
+from e2rank.encoders import CutTexts, Encoder, Encoding, token_fingerprint
 from e2rank.gather import Gatherer
 from e2rank.hits import Hits
 from e2rank.index import Store
@@ -30,6 +30,7 @@ class Search:
         gatherer: the first stage.
         store: documents and vectors by row.
         fingerprint: of the encoder that made the stored vectors.
+        token_fingerprint: of what makes the encoder's token vectors, "" if it makes none.
         reranker: the second stage, or None.
         k: documents to return.
         depth: candidates to rerank.
@@ -45,6 +46,7 @@ class Search:
     depth: int
     rounds: int = 0
     weight: float | None = None
+    token_fingerprint: str = ""
 
     def __post_init__(self) -> None:
         """Refuse settings out of range.
@@ -74,10 +76,11 @@ class Search:
         times = [time.perf_counter()]
         wide = max(self.depth, self.k) if self.reranker else self.k
         found = self.gatherer.gather(queries, wide)
-        vectors = found.queries.vectors if found.queries else [None] * len(queries)
-        pools = [
-            Pool.gathered(*each) for each in zip(vectors, found.scores, found.rows, strict=True)
-        ]
+        none = [None] * len(queries)
+        vectors = found.queries.vectors if found.queries else none
+        tokens = (found.queries.token_vectors if found.queries else ()) or none
+        read = zip(vectors, tokens, found.scores, found.rows, strict=True)
+        pools = [Pool.gathered(*each) for each in read]
         times.append(time.perf_counter())
         pools = self._rerank(queries, pools)
         for _ in range(self.rounds):
@@ -108,7 +111,8 @@ class Search:
         full = [place for place, pool in enumerate(pools) if len(pool.rows) and not pool.error]
         if reranker is None or not full:
             return pools
-        shown = [pools[place].candidates(self.store, self.fingerprint) for place in full]
+        made_by = (self.fingerprint, self.token_fingerprint)
+        shown = [pools[place].candidates(self.store, *made_by) for place in full]
         answers = _answers(reranker, [queries[place] for place in full], shown)
         weight = fusion_weight(reranker, self.weight)
         reranked = list(pools)
@@ -189,20 +193,24 @@ def order_texts(
     if not documents:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
     cut = CutTexts(encoder.contract.document_tokens)
-    vectors = cut.counted(encoder.encode_documents(documents)).vectors
+    read = cut.counted(encoder.encode_documents(documents))
     cut.report()
-    asked = encoder.encode_queries([query]).vectors[0]
-    first = vectors @ asked
-    if reranker is None:
-        return rank(first), first
+    asked = encoder.encode_queries([query])
+    first = read.vectors @ asked.vectors[0]
     order = rank(first)
+    if reranker is None:
+        return order, first
+    rows = [read.token_vectors[place] for place in order] if read.token_vectors else []
     pool = Candidates(
         ids=[str(place) for place in order],
         texts=[documents[place] for place in order],
         scores=first[order],
-        vectors=vectors[order],
-        query=asked,
+        vectors=read.vectors[order],
+        query=asked.vectors[0],
         fingerprint=encoder.fingerprint,
+        query_tokens=asked.token_vectors[0] if asked.token_vectors else None,
+        tokens=(lambda: TokenVectors.of(rows)) if rows else None,
+        token_fingerprint=token_fingerprint(encoder),
     )
     answer = _checked(reranker.score([query], [pool])[0], len(order), reranker)
     fused = fuse(answer.scores, pool.scores, fusion_weight(reranker, None))

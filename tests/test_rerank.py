@@ -190,5 +190,5 @@ def test_every_name_gives_its_reranker() -> None:
 
 
 def test_what_is_no_reranker_is_refused_with_what_is() -> None:
-    with pytest.raises(ValueError, match="rerank is 'bm25'; expected True, False, 'listwise'"):
+    with pytest.raises(ValueError, match="rerank is 'bm25'; expected True, False, 'tokens'"):
         choose("bm25", HashingEncoder())  # type: ignore[arg-type]

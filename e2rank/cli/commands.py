@@ -17,6 +17,8 @@ from e2rank.cli.rankers import (
     check_indexed,
     check_listed,
     check_pattern,
+    kind_of,
+    own_ranker,
     reordering,
     reranker,
     searching,
@@ -84,21 +86,25 @@ def search(
     folder: Folder,
     query: Annotated[str, typer.Argument(help="What to look for.")],
     k: Annotated[int, typer.Option("-k", help="Documents to return.")] = 10,
-    rerank: Annotated[Ranker, typer.Option(help="How to rerank.")] = Ranker.LISTWISE,
+    rerank: Annotated[
+        Ranker | None, typer.Option(help="How to rerank; the model's own way if not given.")
+    ] = None,
     depth: options.Depth = 100,
     shown: options.Shown = 20,
+    prompt: options.Prompt = None,
     encoder: Moved = None,
     cross_encoder: options.CrossEncoder = None,
     json: options.Json = False,
 ) -> None:
     """Search an index."""
     with Engine.open(folder, encoder) as engine:
-        chosen = reranker(rerank, cross_encoder)
-        hits = engine.search(query, k, rerank=chosen, depth=depth, shown=shown)
+        named = rerank or own_ranker(engine, prompt)
+        chosen, kind = reranker(named, cross_encoder), kind_of(prompt)
+        hits = engine.search(query, k, rerank=chosen, depth=depth, prompt=kind, shown=shown)
     if json:
         print_json(hits.to_dict())
         return
-    Console().print(hits_table(hits, f"{query} ({rerank.value}, {hits.timings['total']:.0f} ms)"))
+    Console().print(hits_table(hits, f"{query} ({named.value}, {hits.timings['total']:.0f} ms)"))
 
 
 @app.command()
@@ -109,6 +115,7 @@ def evaluate(
     rerank: options.Rerank = None,
     depth: options.Depth = 100,
     shown: options.Shown = 20,
+    prompt: options.Prompt = None,
     fuse: options.Fuse = None,
     limit: options.Limit = None,
     encoder: Moved = None,
@@ -117,13 +124,13 @@ def evaluate(
     json: options.Json = False,
 ) -> None:
     """Measure search end to end on a judged collection."""
-    names = rerank or [Ranker.NONE, Ranker.LISTWISE]
-    check_pattern(run_out, len(set(names)))
+    check_pattern(run_out, len(set(rerank or (1, 2))))
     collection = load_beir(beir, split).first(limit)
     with Engine.open(folder, encoder) as engine:
+        names = rerank or [Ranker.NONE, own_ranker(engine, prompt)]
         check_indexed(engine, collection)
         rankers = by_name(
-            names, cross_encoder, lambda each: searching(engine, each, depth, shown, fuse)
+            names, cross_encoder, lambda each: searching(engine, each, depth, shown, fuse, prompt)
         )
         _evaluate(collection, rankers, depth, None, run_out, as_json=json)
 
@@ -143,6 +150,7 @@ def rerank(
     rerank: options.Rerank = None,
     depth: options.Depth = 100,
     shown: options.Shown = 20,
+    prompt: options.Prompt = None,
     fuse: options.Fuse = None,
     limit: options.Limit = None,
     cross_encoder: options.CrossEncoder = None,
@@ -152,8 +160,7 @@ def rerank(
     """Measure reranking of given candidate lists."""
     if depth < 1:
         raise ValueError(f"depth is {depth}; it must be at least 1")
-    names = rerank or [Ranker.NONE, Ranker.COSINE, Ranker.LISTWISE]
-    check_pattern(run_out, len(set(names)))
+    check_pattern(run_out, len(set(rerank or (1, 2, 3))))
     collection = load_beir(beir, split).first(limit)
     lists = {query: ranking[:depth] for query, ranking in read_run(run).items()}
     lists = {query: lists[query] for query in collection.queries if lists.get(query)}
@@ -167,8 +174,11 @@ def rerank(
         )
         with engine:
             check_listed(engine, lists)
+            names = rerank or [Ranker.NONE, Ranker.COSINE, own_ranker(engine, prompt)]
             rankers = by_name(
-                names, cross_encoder, lambda each: reordering(engine, lists, each, shown, fuse)
+                names,
+                cross_encoder,
+                lambda each: reordering(engine, lists, each, shown, fuse, prompt),
             )
             _evaluate(collection, rankers, depth, lists, run_out, as_json=json)
 

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from e2rank.cli.options import Ranker
 from e2rank.cli.output import compared_table, print_json, print_report, progress
-from e2rank.cli.rankers import by_name, searching
+from e2rank.cli.rankers import by_name, own_ranker, searching
 from e2rank.corpus import read_corpus
+from e2rank.encoders import token_fingerprint
 from e2rank.engine import Engine
 from e2rank.errors import CorpusError, EncoderMismatch, IndexFormatError
 from e2rank.evaluate import Report, load_beir
@@ -53,6 +54,9 @@ def _cranfield() -> Path:
 def _open(data: Path, folder: Path, console: Console) -> Engine:
     try:
         engine = Engine.open(folder)
+        if engine.store.manifest.encoder.tokens != token_fingerprint(engine.encoder):
+            engine.close()
+            raise EncoderMismatch(f"{folder} was built before the model had its token vectors")
     except (IndexFormatError, EncoderMismatch):
         with progress("documents", None) as done:
             engine = Engine.build(
@@ -66,13 +70,14 @@ def _measured(
     engine: Engine, data: Path, saved: Path, console: Console
 ) -> tuple[dict[str, Any], str]:
     """The report as fields and as text: of this run, or of an earlier one with this very index."""
-    stamp = [engine.encoder.fingerprint, engine.store.manifest.files]
+    weights = getattr(engine.encoder, "adapter_fingerprint", "")
+    stamp = [engine.encoder.fingerprint, weights, engine.store.manifest.files]
     if saved.is_file():
         before = json.loads(saved.read_text(encoding="utf-8"))
         if before["stamp"] == stamp:
             note = f"(measured before; delete {saved} to measure again)"
             return before["report"], f"{before['shown']}{note}"
-    names = [Ranker.NONE, Ranker.LISTWISE, Ranker.PRF]
+    names = [Ranker.NONE, own_ranker(engine), Ranker.PRF]
     rankers = by_name(names, None, lambda each: searching(engine, each, 100, 20, None))
     collection = load_beir(data)
     with progress("queries", len(collection.queries)) as done:

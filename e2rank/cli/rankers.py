@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
-from e2rank.cli.options import Ranker
+from e2rank.cli.options import Kind, Ranker
+from e2rank.contract import Prompt
 from e2rank.encoders.presets import local_model
 from e2rank.engine import Engine
 from e2rank.evaluate.collection import Collection
@@ -23,27 +24,56 @@ def reranker(name: Ranker, cross_encoder: str | None) -> Rerank:
     return cast(Rerank, name.value)
 
 
-def searching(engine: Engine, rerank: Rerank, depth: int, shown: int, fuse: float | None) -> Ask:
+def own_ranker(engine: Engine, prompt: Kind | None = None) -> Ranker:
+    """What `rerank=True` means for the engine's model; a kind of prompt asks for a listwise one."""
+    return Ranker.LISTWISE if prompt else Ranker(engine.encoder.contract.rerank)
+
+
+def searching(
+    engine: Engine,
+    rerank: Rerank,
+    depth: int,
+    shown: int,
+    fuse: float | None,
+    prompt: Kind | None = None,
+) -> Ask:
     """The end-to-end protocol: the engine gathers its own candidates."""
+    kind = kind_of(prompt)
 
     def ask(_: str, query: str) -> Answer:
         return _answer(
-            engine.search(query, depth, rerank=rerank, depth=depth, shown=shown, fuse=fuse)
+            engine.search(
+                query, depth, rerank=rerank, depth=depth, prompt=kind, shown=shown, fuse=fuse
+            )
         )
 
     return ask
 
 
-def reordering(engine: Engine, lists: Run, rerank: Rerank, shown: int, fuse: float | None) -> Ask:
+def reordering(
+    engine: Engine,
+    lists: Run,
+    rerank: Rerank,
+    shown: int,
+    fuse: float | None,
+    prompt: Kind | None = None,
+) -> Ask:
     """The fixed-list protocol: the engine reorders what another search found."""
+    kind = kind_of(prompt)
 
     def ask(identifier: str, query: str) -> Answer:
         weight = fuse if rerank not in ("none", "cosine") else None
+        listed = lists[identifier]
         return _answer(
-            engine.rerank(query, lists[identifier], rerank=rerank, shown=shown, fuse=weight)
+            engine.rerank(query, listed, rerank=rerank, prompt=kind, shown=shown, fuse=weight)
         )
 
     return ask
+
+
+def kind_of(prompt: Kind | None) -> Prompt | None:
+    """What the engine calls this kind of prompt."""
+    return prompt.value if prompt else None
 
 
 def by_name(

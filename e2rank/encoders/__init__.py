@@ -9,7 +9,7 @@ import numpy as np
 
 from e2rank.contract import Contract
 
-__all__ = ["CutTexts", "Encoder", "Encoding", "difference"]
+__all__ = ["CutTexts", "Encoder", "Encoding", "difference", "token_fingerprint"]
 
 _log = logging.getLogger("e2rank")
 
@@ -24,11 +24,15 @@ class Encoding:
         vectors: (n, d) float32, unit rows, in the order of the texts.
         tokens: tokens the model read, padding not counted.
         truncated: positions of the texts that lost tokens to a budget.
+        token_vectors: a (t, p) float32 matrix a text, for late interaction: unit rows of a
+            document; of a query, rows whose lengths are the shares of its tokens. Empty where the
+            encoder gives none.
     """
 
     vectors: np.ndarray
     tokens: int = 0
     truncated: tuple[int, ...] = ()
+    token_vectors: tuple[np.ndarray, ...] = ()
 
 
 class CutTexts:
@@ -82,6 +86,11 @@ class Encoder(Protocol):
     ) -> Encoding:
         """One listwise prompt a query, showing that query's documents, best first."""
         ...
+
+
+def token_fingerprint(encoder: Encoder) -> str:
+    """What identifies the encoder's token vectors of documents; "" for one that gives none."""
+    return str(getattr(encoder, "token_fingerprint", ""))
 
 
 def difference(one: str, other: str) -> str:

@@ -1,5 +1,7 @@
 """Weights from disk or hub into a `TorchEncoder`."""
 
+import json
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -36,6 +38,21 @@ def load_transformer(
         device=device,
         padding_side=tokenizer.padding_side,
     )
+
+
+def load_trained(folder: Path, *, device: str | None = None) -> TorchEncoder:
+    """A model folder that training wrote: weights, tokenizer and contract.
+
+    Raises:
+        ValueError: if a file is missing or damaged, or they do not fit together.
+    """
+    try:
+        fields = json.loads((folder / "contract.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds no trained model: {_first_line(error)}") from error
+    # The whole path, so that an index made here opens elsewhere on this machine.
+    name = str(folder.resolve())
+    return load_transformer(name, name, Contract.from_dict(fields), device=device)
 
 
 def load_sentence_transformer(name: str, *, device: str | None = None) -> TorchEncoder:

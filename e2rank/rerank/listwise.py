@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Protocol, cast
 
 import numpy as np
 
+from e2rank.contract import Prompt
 from e2rank.documents import Candidates
 from e2rank.encoders import Encoder, Encoding
 from e2rank.rerank import Scored
@@ -15,6 +17,14 @@ _log = logging.getLogger("e2rank")
 _warned: set[str] = set()
 
 
+class VectorPrompting(Protocol):
+    """An encoder that was trained to read prompts of vectors."""
+
+    def encode_vector_prompts(
+        self, queries: Sequence[str], asked: np.ndarray, vectors: Sequence[np.ndarray]
+    ) -> Encoding: ...
+
+
 class ListwiseReranker:
     """Cosine between the listwise prompt's embedding and every candidate's stored vector.
 
@@ -22,20 +32,45 @@ class ListwiseReranker:
     scored, at the price of one encoded prompt a query. Candidates without stored vectors of this
     encoder are encoded first, and counted.
 
+    A prompt of vectors shows the stored vectors instead, of as many candidates as the longest
+    list in training had, and reads no text at all; `shown` is of texts, and has no part in it.
+
     Source: E2Rank, arXiv 2510.22733.
     """
 
     name = "listwise"
 
-    def __init__(self, encoder: Encoder, plan: Plan | None = None) -> None:
-        """Rerank with `encoder` by `plan`, `Full()` unless told."""
+    def __init__(
+        self, encoder: Encoder, plan: Plan | None = None, prompt: Prompt | None = None
+    ) -> None:
+        """Rerank with `encoder` by `plan`, `Full()` unless told.
+
+        Args:
+            encoder: reads the prompts.
+            plan: what goes into which prompt.
+            prompt: what prompts are made of; None for what the encoder was trained on.
+        Raises:
+            ValueError: for prompts of vectors that the encoder was not trained to read, or in
+                a plan of several prompts.
+        """
         self.encoder = encoder
         self.plan: Plan = plan or Full()
+        self.prompt: Prompt = prompt or encoder.contract.prompt
         self.fusion_weight = encoder.contract.fusion_weight
-        if not encoder.contract.prompt_trained and encoder.name not in _warned:
+        trained = encoder.contract.prompt_trained and encoder.contract.prompt == self.prompt
+        if self.prompt == "vectors" and not trained:
+            raise ValueError(
+                f"{encoder.name} was not trained to read prompts of vectors; use prompt='text'"
+            )
+        if self.prompt == "vectors" and not isinstance(self.plan, Full):
+            raise ValueError(
+                f"{self.plan} makes several prompts of texts, and a prompt of vectors is one that "
+                "shows them all; use rerank='listwise', or prompt='text'"
+            )
+        if not trained and encoder.name not in _warned:
             _warned.add(encoder.name)
             _log.warning(
-                "%s was not trained to read listwise prompts: compare its rerank with "
+                "%s was not trained to read listwise prompts of texts: compare its rerank with "
                 "rerank=False on your data before you rely on it",
                 encoder.name,
             )
@@ -47,12 +82,14 @@ class ListwiseReranker:
             ValueError: if a query leaves no room for its candidates in the prompt.
         """
         plan = self.plan
+        if self.prompt == "vectors":
+            return self._by_vectors(queries, pools)
         if isinstance(plan, Full):
-            return self._full(queries, pools, plan.shown)
+            return self._by_texts(queries, pools, plan.shown)
         pairs = zip(queries, pools, strict=True)
         return [self._planned(query, pool, plan) for query, pool in pairs]
 
-    def _full(
+    def _by_texts(
         self, queries: Sequence[str], pools: Sequence[Candidates], shown: int
     ) -> list[Scored]:
         prompts = self.encoder.encode_prompts(queries, [pool.texts[:shown] for pool in pools])
@@ -72,6 +109,27 @@ class ListwiseReranker:
                 )
             )
         return answers
+
+    def _by_vectors(self, queries: Sequence[str], pools: Sequence[Candidates]) -> list[Scored]:
+        most = max(self.encoder.contract.list_sizes)
+        documents = [self._documents(pool) for pool in pools]
+        asked = [self._asked(*each) for each in zip(queries, pools, strict=True)]
+        prompts = cast(VectorPrompting, self.encoder).encode_vector_prompts(
+            queries,
+            np.concatenate([each.vectors for each in asked]),
+            [each.vectors[:most] for each in documents],
+        )
+        tokens = _shares(prompts.tokens, len(pools))
+        return [
+            Scored(
+                scores=documents[place].vectors @ prompts.vectors[place],
+                vector=prompts.vectors[place],
+                calls=1 + self._encoded(pool) + int(not self._known(pool)),
+                tokens=tokens[place] + documents[place].tokens + asked[place].tokens,
+                truncated=int(place in prompts.truncated) + len(documents[place].truncated),
+            )
+            for place, pool in enumerate(pools)
+        ]
 
     def _planned(self, query: str, pool: Candidates, plan: Windows | Groups) -> Scored:
         documents = self._documents(pool)
@@ -93,6 +151,14 @@ class ListwiseReranker:
 
     def _encoded(self, pool: Candidates) -> int:
         return 0 if self._stored(pool) else len(pool)
+
+    def _known(self, pool: Candidates) -> bool:
+        return pool.query is not None and pool.fingerprint == self.encoder.fingerprint
+
+    def _asked(self, query: str, pool: Candidates) -> Encoding:
+        if pool.query is not None and self._known(pool):
+            return Encoding(pool.query[None])
+        return self.encoder.encode_queries([query])
 
     def _documents(self, pool: Candidates) -> Encoding:
         if pool.vectors is not None and self._stored(pool):

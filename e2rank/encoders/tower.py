@@ -1,0 +1,128 @@
+"""A transformer under a contract: token sequences to unit vectors, with gradients where asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from e2rank.contract import Contract
+from e2rank.encoders.batching import pad
+from e2rank.encoders.tokens import Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a transformer made of a batch of n sequences.
+
+    Args:
+        vectors: (n, dim) float32 unit rows.
+        states: one (t, layers * hidden) float32 tensor a sequence: the states of its pooled span
+            in the last `layers` layers, each layer's part of unit length; empty unless asked for.
+    """
+
+    vectors: torch.Tensor
+    states: tuple[torch.Tensor, ...] = ()
+
+
+class Tower(torch.nn.Module):
+    """Pads, runs, pools and normalises; knows nothing of devices, precision or batches."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        contract: Contract,
+        *,
+        head: torch.nn.Module | None = None,
+        side: str = "right",
+    ) -> None:
+        """Wrap a transformers model; `head` stands between pooling and normalisation."""
+        super().__init__()
+        self.model, self.head = model, head
+        self.contract, self.side = contract, side
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def forward(
+        self, texts: Sequence[Tokens], layers: int = 0, soft: Sequence[torch.Tensor] = ()
+    ) -> Read:
+        """Read n sequences in one batch.
+
+        Args:
+            texts: n sequences.
+            layers: how many last layers to give the states of.
+            soft: for each sequence, (k, width) embeddings of its k soft tokens; () where no
+                sequence has any.
+        """
+        inputs = self._inputs(texts)
+        if soft:
+            inputs["inputs_embeds"] = self._embedded(inputs.pop("input_ids"), texts, soft)
+        given = self.model(**inputs, return_dict=True, output_hidden_states=layers > 0)
+        starts, stops = self._spans(given.last_hidden_state.shape[1], texts)
+        pooled = self._pool(given.last_hidden_state, starts, stops)
+        if self.head is not None:
+            pooled = self.head(pooled)
+        vectors = torch.nn.functional.normalize(pooled.float(), dim=1)
+        if not layers:
+            return Read(vectors)
+        # The last layer's is the one that some models normalise once more at the end.
+        shown = [*given.hidden_states[-layers:-1], given.last_hidden_state]
+        wide = torch.cat(
+            [torch.nn.functional.normalize(each.float(), dim=-1) for each in shown], -1
+        )
+        spans = zip(wide, starts, stops, strict=True)
+        return Read(vectors, tuple(each[start:stop] for each, start, stop in spans))
+
+    def _inputs(self, texts: Sequence[Tokens]) -> dict[str, torch.Tensor]:
+        config: Any = self.model.config
+        offset = _first_position(config)
+        arrays = {
+            "input_ids": pad([each.ids for each in texts], config.pad_token_id or 0, self.side),
+            "attention_mask": pad([[1] * len(each.ids) for each in texts], 0, self.side),
+            "position_ids": pad(
+                [[offset + place for place in each.positions] for each in texts], 0, self.side
+            ),
+        }
+        if getattr(config, "type_vocab_size", 0):
+            # Given outright: the buffer a BERT would use ends at its 512th position.
+            arrays["token_type_ids"] = pad([[0] * len(each.ids) for each in texts], 0, self.side)
+        return {name: torch.from_numpy(each).to(self.device) for name, each in arrays.items()}
+
+    def _embedded(
+        self, ids: torch.Tensor, texts: Sequence[Tokens], soft: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        model: Any = self.model
+        words = model.get_input_embeddings()(ids)
+        starts, _ = self._spans(ids.shape[1], texts)
+        places = [
+            (row, start + place)
+            for row, (start, each) in enumerate(zip(starts, texts, strict=True))
+            for place in each.soft
+        ]
+        where = torch.tensor(places, dtype=torch.long, device=ids.device).view(-1, 2)
+        # Not in place: the words' embeddings may need a gradient of their own.
+        return words.index_put(tuple(where.T), torch.cat(list(soft)).to(words))
+
+    def _spans(self, width: int, texts: Sequence[Tokens]) -> tuple[list[int], list[int]]:
+        starts = [width - len(each.ids) if self.side == "left" else 0 for each in texts]
+        return starts, [start + each.pooled for start, each in zip(starts, texts, strict=True)]
+
+    def _pool(self, hidden: torch.Tensor, starts: list[int], stops: list[int]) -> torch.Tensor:
+        rows = torch.arange(len(starts), device=hidden.device)
+        first, last = (torch.tensor(each, device=hidden.device) for each in (starts, stops))
+        if self.contract.pooling == "cls":
+            return hidden[rows, first]
+        if self.contract.pooling == "last":
+            return hidden[rows, last - 1]
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        mask = ((places >= first[:, None]) & (places < last[:, None])).unsqueeze(-1)
+        return (hidden.float() * mask).sum(1).to(hidden.dtype) / mask.sum(1)
+
+
+def _first_position(config: Any) -> int:
+    """RoBERTa and its kin count positions from the one after the padding token's."""
+    family = ("roberta", "xlm-roberta", "mpnet", "camembert")
+    return config.pad_token_id + 1 if config.model_type in family else 0
