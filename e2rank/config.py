@@ -3,8 +3,9 @@
 import dataclasses
 import difflib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -45,8 +46,8 @@ class IndexConfig:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
 
 
-def load_recipe(cls: type[T], path: str | Path) -> T:
-    """Read the TOML file `path` into dataclass `cls`.
+def load_recipe(cls: type[T], path: str | Path, changes: Mapping[str, Any] | None = None) -> T:
+    """Read the TOML file `path` into dataclass `cls`; `changes` take the place of its values.
 
     Raises:
         ValueError: if the file is not TOML, or for a key that is not a field of `cls`, with the
@@ -56,6 +57,7 @@ def load_recipe(cls: type[T], path: str | Path) -> T:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
+    table |= changes or {}
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in table.keys() - set(names):
         near = difflib.get_close_matches(key, names, n=1)

@@ -1,4 +1,4 @@
-"""The command line: `e2rank index | search | evaluate | rerank | show | demo`."""
+"""The command line: `e2rank index | search | evaluate | rerank | show | demo | train`."""
 
 import logging
 import sqlite3
@@ -6,6 +6,8 @@ import sys
 
 import typer
 
+# Imported for its command, which registers itself.
+from e2rank.cli import training as training
 from e2rank.cli.commands import app
 
 __all__ = ["app", "main"]

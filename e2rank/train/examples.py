@@ -4,12 +4,12 @@ import gzip
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from e2rank.corpus import read_records
+from e2rank.corpus import read_corpus, read_records
 from e2rank.errors import CorpusError
 
 _PUBLISHED = frozenset({"query", "document", "ranking", "source"})
@@ -92,6 +92,26 @@ def read_examples(path: str | Path, text: Callable[[str], str] | None = None) ->
             yield _example({"source": stem} | row, text)
         except (ValueError, OverflowError) as error:
             raise CorpusError(f"{file.name} line {number}: {error}") from None
+
+
+def read_lists(data: Sequence[str], corpora: Sequence[str]) -> list[Example]:
+    """Every example of some files, with texts from the corpora where they are named by id.
+
+    Args:
+        data: files that `read_examples` reads.
+        corpora: what `read_corpus` reads.
+    Raises:
+        CorpusError: if two documents of the corpora have one id.
+    """
+    texts: dict[str, str] = {}
+    for name in corpora:
+        for document in read_corpus(Path(name)):
+            if document.id in texts:
+                raise CorpusError(
+                    f"{name} repeats the id {document.id!r}; ids must be unique over all corpora"
+                )
+            texts[document.id] = document.body
+    return [each for name in data for each in read_examples(name, texts.__getitem__)]
 
 
 def write_examples(examples: Iterable[Example], path: str | Path, *, texts: bool = True) -> int:

@@ -1,0 +1,273 @@
+"""Training token vectors: a head on the frozen model's states learns the order of a teacher."""
+
+import dataclasses
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from e2rank.encoders.adapter import TOKENS, Adapter
+from e2rank.encoders.batching import batches
+from e2rank.encoders.heads import TokenHead
+from e2rank.encoders.presets import load_encoder
+from e2rank.encoders.tokens import Tokens
+from e2rank.encoders.torch import TorchEncoder
+from e2rank.errors import CorpusError
+from e2rank.train.examples import Example, read_lists
+from e2rank.train.losses import soft_kl
+
+_log = logging.getLogger("e2rank")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LateConfig:
+    """How a token head is trained on a model that stays as it is.
+
+    loss = KL(softmax(teacher / temperature) || softmax(score)) over the documents of a list, with
+    the score of late interaction (see `TokenHead`). States of every text are computed once and
+    held in float16: 2 * token_layers * hidden bytes a token.
+
+    Args:
+        data: JSONL files of examples, labels being a teacher's scores.
+        corpora: JSONL corpora with the texts of examples that name documents by id.
+        out: folder of the adapter.
+        base: the encoder; its vectors of documents and queries do not change.
+        token_dim: length of a token vector.
+        token_layers: how many last layers its states come from.
+        fusion_weight: share of late interaction against the first stage, for the contract.
+        lists: lists a step.
+        steps: steps of the optimizer.
+        learning_rate: its peak; it rises over `warmup` steps, then falls to zero.
+        warmup: steps.
+        weight_decay: of AdamW.
+        temperature: the teacher's scores are divided by it.
+        seed: of order and initial weights.
+        threads: torch threads; None leaves them.
+    """
+
+    data: tuple[str, ...]
+    out: str
+    corpora: tuple[str, ...] = ()
+    base: str = "minilm-base"
+    token_dim: int = 96
+    token_layers: int = 2
+    fusion_weight: float = 1.0
+    lists: int = 12
+    steps: int = 400
+    learning_rate: float = 2e-3
+    warmup: int = 50
+    weight_decay: float = 0.01
+    temperature: float = 2.0
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what could not train.
+
+        Raises:
+            ValueError: naming the field, its value and what it must be.
+        """
+        object.__setattr__(self, "data", tuple(self.data))
+        object.__setattr__(self, "corpora", tuple(self.corpora))
+        if not self.data:
+            raise ValueError("data is empty; name at least one file of examples")
+        counts = dict.fromkeys(("token_dim", "token_layers", "lists", "steps"), 1)
+        for name, least in (counts | {"warmup": 0, "weight_decay": 0}).items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("learning_rate", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0.0 <= self.fusion_weight <= 1.0:
+            raise ValueError(f"fusion_weight is {self.fusion_weight}; it must be in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """Examples with the states of their texts.
+
+    Args:
+        examples: the lists.
+        queries: (t, width) float16 states of each query.
+        documents: (t, width) float16 states of each distinct document.
+        places: for each list, where its documents are.
+        cosines: for each list, (n,) cosines of its query with its documents.
+    """
+
+    examples: Sequence[Example]
+    queries: Sequence[torch.Tensor]
+    documents: Sequence[torch.Tensor]
+    places: Sequence[Sequence[int]]
+    cosines: Sequence[torch.Tensor]
+
+
+def train_tokens(config: LateConfig, *, progress: Callable[[int], None] | None = None) -> Path:
+    """Train a token head and write it as an adapter; gives its folder.
+
+    Raises:
+        ValueError: if `out` is taken, or the base is no transformer, or too small for the head.
+        CorpusError: for an example that cannot be used, or where there is none.
+    """
+    out = Path(config.out)
+    if out.is_file() or (out.exists() and any(out.iterdir())):
+        raise ValueError(f"{out} is not empty; choose a new folder")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    base = load_encoder(config.base)
+    if not isinstance(base, TorchEncoder):
+        raise ValueError(
+            f"{config.base} is no transformer on PyTorch; it has no states to train on"
+        )
+    _check_room(base, config)
+    examples = read_lists(config.data, config.corpora)
+    if not examples:
+        raise CorpusError(f"{', '.join(config.data)}: there is no example to learn from")
+    lists = read_states(base, examples, config.token_layers)
+    head = fit(lists, config, progress)
+    adapter = Adapter(
+        base=base.fingerprint,
+        base_name=base.name,
+        contract=dataclasses.replace(
+            base.contract,
+            token_dim=config.token_dim,
+            token_layers=config.token_layers,
+            fusion_weight=config.fusion_weight,
+            rerank="tokens",
+        ),
+        weights={f"{TOKENS}{name}": each for name, each in head.state_dict().items()},
+        about={"recipe": _recipe(config), "lists": len(examples)},
+    )
+    adapter.save(out)
+    return out
+
+
+def read_states(encoder: TorchEncoder, examples: Sequence[Example], layers: int) -> Lists:
+    """Read every query and every distinct document once."""
+    distinct = list(dict.fromkeys(text for each in examples for text in each.documents))
+    place_of = {text: place for place, text in enumerate(distinct)}
+    asked = _states(encoder, encoder.words.queries([each.query for each in examples]), layers)
+    found = _states(encoder, encoder.words.documents(distinct), layers)
+    places = [[place_of[text] for text in each.documents] for each in examples]
+    vectors = torch.stack([vector for vector, _ in found])
+    return Lists(
+        examples=examples,
+        queries=[states for _, states in asked],
+        documents=[states for _, states in found],
+        places=places,
+        cosines=[vectors[own] @ asked[i][0] for i, own in enumerate(places)],
+    )
+
+
+def fit(
+    lists: Lists, config: LateConfig, progress: Callable[[int], None] | None = None
+) -> TokenHead:
+    """A head trained on the lists."""
+    torch.manual_seed(config.seed)
+    width = lists.documents[0].shape[1]
+    head = TokenHead(width, config.token_dim)
+    head.project.weight.data.copy_(principal_axes(lists.documents, config.token_dim))
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
+    order = _forever(len(lists.examples), config.seed)
+    for step in range(config.steps):
+        loss = list_loss(head, lists, [next(order) for _ in range(config.lists)], config)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 49:
+            _log.info("step %d: loss %.4f", step + 1, loss.item())
+        if progress is not None:
+            progress(step + 1)
+    return head
+
+
+def list_loss(
+    head: TokenHead, lists: Lists, batch: Sequence[int], config: LateConfig
+) -> torch.Tensor:
+    """The mean loss of some lists."""
+    used = sorted({place for i in batch for place in lists.places[i]})
+    rows = head.documents(torch.cat([lists.documents[place] for place in used]).float())
+    parts = rows.split([len(lists.documents[place]) for place in used])
+    tokens = dict(zip(used, parts, strict=True))
+    losses = []
+    for i in batch:
+        asked = head.queries(lists.queries[i].float())
+        late = maxsim(asked, [tokens[place] for place in lists.places[i]])
+        scores = head.log_maxsim.exp() * late + head.log_cosine.exp() * lists.cosines[i]
+        labels = torch.tensor(lists.examples[i].labels)
+        mask = torch.ones(1, len(labels), dtype=torch.bool)
+        losses.append(
+            soft_kl(scores[None], labels[None], mask, teacher_temperature=config.temperature)
+        )
+    return torch.stack(losses).mean()
+
+
+def maxsim(query: torch.Tensor, documents: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(n,) sums over the query's (t, p) rows of the best dot product in each document's rows.
+
+    Source: ColBERT, arXiv 2004.12832.
+    """
+    lengths = torch.tensor([len(each) for each in documents])
+    owner = torch.repeat_interleave(torch.arange(len(documents)), lengths)
+    dots = query @ torch.cat(list(documents)).T
+    best = torch.full((len(query), len(documents)), -1e4)
+    best = best.scatter_reduce(1, owner.expand(len(query), -1), dots, "amax")
+    return best.sum(0)
+
+
+def principal_axes(states: Sequence[torch.Tensor], dim: int, most: int = 200_000) -> torch.Tensor:
+    """(dim, width) directions in which token states differ most: where training begins."""
+    rows = torch.cat(list(states[:: max(1, len(states) // 2000)]))[:most].float()
+    _, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+    return vectors.flip(1)[:, :dim].T.contiguous()
+
+
+@torch.inference_mode()
+def _states(
+    encoder: TorchEncoder, texts: Sequence[Tokens], layers: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    out: list[Any] = [None] * len(texts)
+    for group in batches([len(each.ids) for each in texts], encoder.batch_tokens):
+        read = encoder.tower([texts[place] for place in group], layers)
+        for place, vector, states in zip(group, read.vectors, read.states, strict=True):
+            # A copy: a slice would keep the states of its whole batch alive.
+            out[place] = (vector.cpu().clone(), states.half().cpu().clone())
+    return out
+
+
+def _check_room(base: TorchEncoder, config: LateConfig) -> None:
+    shape: Any = base.tower.model.config
+    most = shape.num_hidden_layers + 1
+    if config.token_layers > most:
+        raise ValueError(
+            f"token_layers is {config.token_layers}; {base.name} has {most}, its embeddings counted"
+        )
+    if config.token_dim > (width := config.token_layers * shape.hidden_size):
+        raise ValueError(
+            f"token_dim is {config.token_dim}; the states it is made from are {width} long"
+        )
+
+
+def _rate(step: int, config: LateConfig) -> float:
+    rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    return rise * (1.0 - step / config.steps)
+
+
+def _forever(n: int, seed: int) -> Iterator[int]:
+    rng = random.Random(seed)
+    while True:
+        order = list(range(n))
+        rng.shuffle(order)
+        yield from order
+
+
+def _recipe(config: LateConfig) -> dict[str, Any]:
+    fields = dataclasses.asdict(config)
+    return {name: fields[name] for name in fields if name not in ("out", "threads")}
