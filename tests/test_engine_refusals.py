@@ -25,7 +25,8 @@ QUERY = "heat transfer in the boundary layer of a slender wing"
         ({"fuse": 1.5}, "fuse is 1.5; it must be between 0 and 1"),
         ({"feedback_rounds": -1}, "feedback_rounds is -1"),
         ({"feedback_rounds": 1, "rerank": False}, "feedback_rounds needs a rerank"),
-        ({"prompt": "title"}, "prompt is 'title'; 'text' is the only kind"),
+        ({"prompt": "title"}, "prompt is 'title'; expected 'text' or 'vectors'"),
+        ({"prompt": "vectors"}, "hashing-256 was not trained to read prompts of vectors"),
         ({"rerank": "bm25"}, "rerank is 'bm25'; expected"),
     ],
 )
