@@ -41,11 +41,12 @@ models/.ready: | .venv/.ready
 adapter: .venv/.ready
 	.venv/bin/e2rank train training/minilm.toml --set out=.work/minilm-adapter
 
-# A prompt of texts, one of stored vectors, and the control of both, for bench-dev.
+# A prompt of texts, one of stored vectors, and the control of each, for bench-dev.
 prompts: .venv/.ready
-	.venv/bin/e2rank train training/minilm-text.toml --set prompt=none --set out=.work/minilm-none
-	.venv/bin/e2rank train training/minilm-text.toml
-	.venv/bin/e2rank train training/minilm-vectors.toml
+	for kind in text vectors; do \
+	  .venv/bin/e2rank train training/minilm-$$kind.toml; \
+	  .venv/bin/e2rank train training/minilm-$$kind.toml --set prompt=none \
+	    --set out=.work/minilm-$$kind-control; done
 
 # make bench-NAME runs benchmarks/bench_NAME.py; make bench runs them all.
 BENCHES := $(sort $(patsubst benchmarks/bench_%.py,bench-%,$(wildcard benchmarks/bench_*.py)))

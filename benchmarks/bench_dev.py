@@ -17,7 +17,7 @@ DEV = {
     "trec-dl21-pool": "full_official",
 }
 WEIGHTS = ("1.0", "0.9", "0.8", "0.7")
-PROMPTS = ("none", "text", "vectors")
+PROMPTS = ("text-control", "text", "vectors-control", "vectors")
 QUERIES = "200"
 
 
@@ -38,12 +38,11 @@ def run(name: str, split: str) -> list[dict[str, Any]]:
         adapter = ROOT / ".work" / f"minilm-{prompt}"
         if not (adapter / "adapter.json").is_file():
             continue
-        reranker = "none" if prompt == "none" else "listwise"
-        more = ("--encoder", str(adapter), "--depth", "20", "--rerank", "none")
-        if prompt != "none":
-            more = (*more, "--rerank", reranker)
-        label = "trained control" if prompt == "none" else f"trained {prompt} prompt"
-        found.append(asked(name, split, *more)[-1] | {"ranker": label})
+        # The control reranks by its own query vector, so its search is its rerank.
+        rankers = ["none"] if "control" in prompt else ["none", "listwise"]
+        named = [word for each in rankers for word in ("--rerank", each)]
+        told: tuple[str, ...] = ("--encoder", str(adapter), "--depth", "20", *named)
+        found.append(asked(name, split, *told)[-1] | {"ranker": f"prompt: {prompt}"})
     return [{"collection": name, **row} for row in found]
 
 

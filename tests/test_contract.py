@@ -13,7 +13,14 @@ from e2rank.encoders.presets import e2rank_contract
 
 CONTRACT = Contract(family="decoder", pooling="last", dim=8, list_sizes=(16, 20))
 FIELDS = [field.name for field in dataclasses.fields(Contract)]
-OTHER = {"family": "bidirectional", "pooling": "cls", "list_sizes": (16,), "fusion_weight": 0.5, "rerank": "tokens", "prompt": "vectors"}
+OTHER = {
+    "family": "bidirectional",
+    "pooling": "cls",
+    "list_sizes": (16,),
+    "fusion_weight": 0.5,
+    "rerank": "tokens",
+    "prompt": "vectors",
+}
 
 
 def changed(name: str) -> Contract:

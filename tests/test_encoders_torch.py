@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from encoders_support import (
 from e2rank.contract import Contract
 from e2rank.encoders import Encoding, difference
 from e2rank.encoders.tokens import Tokens, Wording
-from e2rank.encoders.torch import TorchEncoder, _compute_dtype
+from e2rank.encoders.torch import TorchEncoder, _compute_dtype, _Run
 from e2rank.errors import EncodingError
 
 # Short and long by turns, so that batches mix lengths and their order is not the given one.
@@ -148,17 +149,17 @@ def test_nan_is_refused_by_the_names_of_the_encoder_and_the_text(
         made(model=model).encode_documents(["lift", "drag", "a wing", "the longest comes first"])
 
 
-def limit(monkeypatch: pytest.MonkeyPatch, encoder: TorchEncoder, most: int) -> list[int]:
-    """Let a batch of more than `most` texts run out of memory; gives the sizes that were tried."""
-    forward, tried = encoder._forward, []
+def limit(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """Let a batch of more than `most` texts run out of memory; gives the sizes that are tried."""
+    whole, tried = _Run._read, list[int]()
 
-    def small(texts: Sequence[Tokens]) -> np.ndarray:
+    def small(run: _Run, texts: Sequence[Tokens], *rest: Any) -> Any:
         tried.append(len(texts))
         if len(texts) > most:
             raise torch.OutOfMemoryError("simulated")
-        return forward(texts)
+        return whole(run, texts, *rest)
 
-    monkeypatch.setattr(encoder, "_forward", small)
+    monkeypatch.setattr(_Run, "_read", small)
     return tried
 
 
@@ -167,7 +168,7 @@ def test_out_of_memory_halves_the_batch_and_gives_the_same_vectors(
 ) -> None:
     encoder = made()
     expected = encoder.encode_documents(TEXTS)
-    tried = limit(monkeypatch, encoder, 2)
+    tried = limit(monkeypatch, 2)
     found = encoder.encode_documents(TEXTS)
     assert_close(found.vectors, expected.vectors)
     assert (found.tokens, found.truncated) == (expected.tokens, expected.truncated)
@@ -178,7 +179,7 @@ def test_a_single_text_that_does_not_fit_into_memory_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     encoder = made()
-    limit(monkeypatch, encoder, 0)
+    limit(monkeypatch, 0)
     with pytest.raises(torch.OutOfMemoryError):
         encoder.encode_queries(["wing", "lift"])
 

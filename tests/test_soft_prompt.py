@@ -243,7 +243,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     name = bert_base(where / "base")
     named = load_encoder(name, device="cpu")
     assert isinstance(named, TorchEncoder)
-    fields = {"base": named.fingerprint, "base_name": named.name}
+    fields: dict[str, Any] = {"base": named.fingerprint, "base_name": named.name}
     adapter(**fields).save(where / "adapter")
     texts = [Document(str(n), text[: 60 + 7 * n]) for n, text in enumerate(abstracts(30))]
     Engine.build(texts, where / "index", where / "adapter").close()
@@ -383,7 +383,7 @@ def test_the_command_line_takes_the_kind_of_prompt(
     for kind in ("text", "vectors"):
         assert cli(monkeypatch, [*shared, "--prompt", kind]) == 0
         found = json.loads(capsys.readouterr().out)
-        expected = engine.search(QUERY, 4, prompt=kind)  # type: ignore[arg-type]
+        expected = engine.search(QUERY, 4, prompt=kind)
         assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected]
         assert found["tokens"] == expected.tokens
     assert (
