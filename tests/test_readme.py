@@ -80,19 +80,24 @@ def test_it_has_at_most_200_lines() -> None:
     assert len(README.splitlines()) <= 200
 
 
+def trained() -> tuple[list[Any], dict[str, float]]:
+    """What bench-trained measured: its collections, and the means over them."""
+    path = ROOT / "benchmarks" / "results" / "trained.json"
+    *parts, means = json.loads(path.read_text(encoding="utf-8"))["results"]
+    return parts, means
+
+
 def test_figures_of_the_table_are_those_that_were_measured() -> None:
-    path = ROOT / "benchmarks" / "results" / "rerank.json"
-    reports = json.loads(path.read_text(encoding="utf-8"))["results"]
     measured = [
         (
-            str(report["queries"]),
+            str(part["all"]["queries"]),
             row["ranker"],
             f"{row['measures']['nDCG@10']:.4f}",
             "" if row["p_value"] is None else f"{row['p_value']:.4f}",
             f"{row['latency_ms']['p50']:,.0f}",
         )
-        for report in reports
-        for row in report["rows"]
+        for part in trained()[0]
+        for row in part["all"]["rows"]
     ]
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")]
@@ -100,6 +105,17 @@ def test_figures_of_the_table_are_those_that_were_measured() -> None:
         if line.startswith("| ") and re.search(r"\| 0\.\d{4} \|", line)
     ]
     assert [tuple(cells[1:]) for cells in lines] == measured
+
+
+def test_means_in_the_text_are_those_that_were_measured() -> None:
+    text, (parts, means) = " ".join(README.split()), trained()
+    queries = parts[0]["first"]["queries"]
+    assert f"gains {means['gain of tokens, all queries']:.3f} nDCG@10 on the mean" in text
+    assert f"takes {means['p50 of tokens over none']:.1f} times" in text
+    assert f"first {queries} queries" in text
+    assert f"gains {means['gain of cross-encoder, first queries']:.3f} there" in text
+    assert f"late interaction {means['gain of tokens, first queries']:.3f}," in text
+    assert f"1/{1 / means['p50 of tokens over cross-encoder']:.0f} of its time" in text
 
 
 def test_figures_in_the_text_are_those_that_were_measured() -> None:

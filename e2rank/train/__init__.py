@@ -1,6 +1,17 @@
-"""Training the encoder to read listwise prompts."""
+"""Training: listwise prompts, token heads, and adapters of an index to its own corpus."""
 
+from e2rank.train.adapt import AdaptConfig, Adapted, adapt, remove_adapter
 from e2rank.train.config import TrainConfig
+from e2rank.train.late import LateConfig, train_tokens
 from e2rank.train.loop import train
 
-__all__ = ["TrainConfig", "train"]
+__all__ = [
+    "AdaptConfig",
+    "Adapted",
+    "LateConfig",
+    "TrainConfig",
+    "adapt",
+    "remove_adapter",
+    "train",
+    "train_tokens",
+]
