@@ -1,4 +1,4 @@
-"""The command line: `e2rank index | search | evaluate | rerank | show | demo | train`."""
+"""The command line: `e2rank index | search | evaluate | rerank | show | demo | train | adapt`."""
 
 import logging
 import sqlite3
