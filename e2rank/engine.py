@@ -199,10 +199,11 @@ class Engine:
     ) -> list[Hits]:
         """The k best documents for each query, best first; fewer where the index holds fewer.
 
-        The first stage finds the `depth` documents nearest to the query. The rerank shows the
-        encoder a prompt of the query and the first `shown` of them, scores all `depth` against
-        the prompt's vector, and fuses that with the first stage. If it fails, the first stage's
-        order comes back and `Hits.rerank_error` says why.
+        The first stage finds the `depth` documents nearest to the query. The rerank scores all of
+        them again and is fused with the first stage: by late interaction with stored token
+        vectors, or against the vector of a prompt that shows the encoder the query and the first
+        `shown` of them. If it fails, the first stage's order comes back and `Hits.rerank_error`
+        says why.
 
         Args:
             queries: texts, none blank.
@@ -220,7 +221,7 @@ class Engine:
             feedback_rounds: how often the prompt's vector searches the index again and what it
                 finds joins the candidates, before they are reranked once more.
             fuse: weight of the rerank against the first stage, 0 to 1; None takes the model's
-                own for listwise prompts, 1 for other rerankers.
+                own for "tokens" and listwise prompts, 1 for other rerankers.
         Raises:
             ValueError: for a blank query or an option out of range.
         """
@@ -248,7 +249,7 @@ class Engine:
     ) -> list[dict[str, Any]]:
         """Rank plain texts for a query, as sentence-transformers' `CrossEncoder.rank` does.
 
-        No index is needed: the texts are encoded, then reranked by one listwise prompt.
+        No index is needed: the texts are encoded, then reranked as a search would.
 
         Args:
             query: not blank.
