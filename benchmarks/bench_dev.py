@@ -18,7 +18,7 @@ DEV = {
 }
 WEIGHTS = ("1.0", "0.9", "0.8", "0.7")
 PROMPTS = ("text-control", "text", "vectors-control", "vectors")
-QUERIES = "200"
+QUERIES = "100"
 
 
 def asked(name: str, split: str, *more: str) -> list[dict[str, Any]]:
