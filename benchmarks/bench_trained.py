@@ -144,7 +144,7 @@ def summary(parts: list[dict[str, Any]]) -> dict[str, float]:
 def main() -> None:
     """Run what is left, print the table, write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--limit", type=int, default=30, help="queries of the cross-encoder")
+    parser.add_argument("--limit", type=int, default=15, help="queries of the cross-encoder")
     parser.add_argument("--only", action="append", help="a collection; nothing is written")
     options = parser.parse_args()
     parts = [kept(name, options.limit) for name in options.only or SEEN_BY_NOBODY]
