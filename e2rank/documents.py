@@ -17,7 +17,7 @@ class Document:
         id: unique in its index, not empty.
         text: what is searched; may be empty.
         title: searched too, in front of the text.
-        metadata: anything JSON can hold; kept and returned, never searched.
+        metadata: anything JSON can hold; kept and returned, and what filters test (`e2rank.where`).
     """
 
     id: str

@@ -1,8 +1,9 @@
 """The engine: gather, rerank, return. The only module that knows rows and documents at once."""
 
-import json
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,17 +12,16 @@ import numpy as np
 from e2rank.config import IndexConfig
 from e2rank.contract import Prompt
 from e2rank.documents import Document
-from e2rank.encoders import CutTexts, Encoder, Encoding, difference, token_fingerprint
+from e2rank.encoders import Encoder, token_fingerprint
 from e2rank.encoders.presets import load_encoder
-from e2rank.errors import AdapterError, EncoderMismatch
 from e2rank.gather import DenseGatherer, GivenList
 from e2rank.hits import Hits
-from e2rank.index import EncoderInfo, Store, build_index
+from e2rank.index import Store, Writer, build_index
+from e2rank.index.verify import check
+from e2rank.ingest import Ingest, check_same
 from e2rank.rerank.choose import Rerank, choose
 from e2rank.search import Search, check_ranking, order_texts
-
-ADAPTER = "adapter"
-"""Where an index's own adapter is, inside its folder."""
+from e2rank.where import parse_where
 
 _log = logging.getLogger("e2rank")
 
@@ -29,10 +29,16 @@ _log = logging.getLogger("e2rank")
 class Engine:
     """One encoder over one index."""
 
-    def __init__(self, encoder: str | Path | Encoder, store: Store | None = None) -> None:
+    def __init__(
+        self, encoder: str | Path | Encoder, store: Store | None = None, *, read_only: bool = False
+    ) -> None:
         """Join an encoder and an open store; without a store only `rank` works."""
         self.encoder = load_encoder(encoder)
+        self.read_only = read_only
         self._store = store
+        self._changing = threading.RLock()
+        self._writer: Writer | None = None
+        self._under_way = False
 
     @classmethod
     def build(
@@ -67,34 +73,22 @@ class Engine:
             OSError: if the disk is full; what is done is kept for `resume`.
         """
         loaded = load_encoder(encoder)
-        contract = loaded.contract
-        cut = CutTexts(contract.document_tokens)
-        last: list[Encoding] = []
-
-        def encode(texts: Sequence[str]) -> np.ndarray:
-            last[:] = [cut.counted(loaded.encode_documents(texts))]
-            return last[0].vectors
-
+        ingest = Ingest(loaded)
+        asked = ingest.batches
         build_index(
             documents,
             Path(folder),
-            encode=encode,
-            encoder=EncoderInfo(
-                name=loaded.name,
-                fingerprint=loaded.fingerprint,
-                dim=contract.dim,
-                token_dim=contract.token_dim,
-                tokens=token_fingerprint(loaded),
-            ),
-            contract=contract.to_dict(),
+            encode=asked.encode,
+            encoder=asked.info,
+            contract=loaded.contract.to_dict(),
             config=index or IndexConfig(),
-            truncated=lambda: cut.cut,
-            tokens=(lambda: last[0].token_vectors) if contract.token_dim else None,
+            truncated=asked.truncated,
+            tokens=asked.tokens,
             resume=resume,
             overwrite=overwrite,
             progress=progress,
         )
-        cut.report()
+        ingest.report()
         return cls.open(folder, loaded)
 
     @classmethod
@@ -103,37 +97,37 @@ class Engine:
         folder: str | Path,
         encoder: str | Path | Encoder | None = None,
         *,
+        read_only: bool = False,
+        verify: bool = False,
         adapted: bool = True,
     ) -> Self:
         """Open an index with the encoder that made it, loaded by name unless given.
 
-        An adapter that `adapt` put beside the index is used with an encoder loaded by name.
+        An adapter that `adapt` gave the index is used with an encoder loaded by name. The engine
+        goes on searching what it opened, whatever others commit, until `refresh`.
 
         Args:
             folder: the index.
             encoder: see `load_encoder`.
+            read_only: whether `add`, `delete` and `compact` are refused. Opening never writes; a
+                change takes the index's lock until it is committed.
+            verify: whether to read every byte first and compare hashes.
             adapted: whether to use the index's own adapter.
         Raises:
             IndexFormatError: if the folder is no whole index of a known format.
             EncoderMismatch: if the encoder is not the one that made the index.
         """
-        store = Store.open(Path(folder))
+        store = Store.open(Path(folder), verify=verify)
         try:
-            made = store.manifest.encoder
-            own = adapted and encoder is None and _has_adapter(store)
-            loaded = load_encoder(
-                store.folder / ADAPTER if own else made.name if encoder is None else encoder
-            )
-            if loaded.fingerprint != made.fingerprint:
-                differs = difference(made.fingerprint, loaded.fingerprint)
-                raise EncoderMismatch(
-                    f"{folder} was built by {made.name!r}, and {loaded.name!r} is another model "
-                    f"(different {differs}): open it with {made.name!r}, or build it again"
-                )
+            manifest = store.manifest
+            own = adapted and encoder is None and manifest.adapter
+            named = store.folder / manifest.adapter if own else manifest.encoder.name
+            loaded = load_encoder(named if encoder is None else encoder)
+            check_same(loaded, manifest.encoder, str(folder))
         except BaseException:
             store.close()
             raise
-        return cls(loaded, store)
+        return cls(loaded, store, read_only=read_only)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -150,16 +144,156 @@ class Engine:
         return self._store
 
     def close(self) -> None:
-        """Let go of the index's files; the engine cannot search after it."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        """Let go of the index's files; the engine cannot search after it.
+
+        Changes that are not committed are dropped, with a warning.
+        """
+        with self._changing:
+            if self._writer is not None:
+                _log.warning("%s: changes that were not committed are dropped", self.store.folder)
+                self._let_go(self._writer)
+            if self._store is not None:
+                self._store.close()
+                self._store = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def add(
+        self,
+        documents: Iterable[Document | Mapping[str, Any]],
+        *,
+        commit: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Add documents; one whose id is there already takes its place.
+
+        When this returns they are on disk and found by searches: all of them, or after an error
+        none. They are streamed, so there may be more than memory holds.
+
+        Args:
+            documents: as for `build`.
+            commit: False to keep them unseen until `commit`, together with other changes. Until
+                then no other process can write.
+            progress: called with the number of documents done, once a batch.
+        Returns:
+            How many were added.
+        Raises:
+            CorpusError: for a document that cannot be indexed, or an id given twice.
+            EncoderMismatch: if the encoder does not make all that the index holds.
+            IndexFormatError: if another process is writing.
+            OSError: if the disk is full.
+        """
+        with self._change(commit=commit) as writer:
+            ingest = Ingest(self.encoder, writer.base.manifest.encoder, str(writer.folder))
+            done = writer.add(documents, ingest.batches, progress)
+            ingest.report()
+        return done
+
+    def delete(self, ids: Iterable[str], *, commit: bool = True) -> int:
+        """Delete documents by id; an id that is not there is passed over.
+
+        Their bytes stay in the index's files until its segments are merged or `compact` is called.
+
+        Args:
+            ids: of documents.
+            commit: as for `add`.
+        Returns:
+            How many were there, and are gone.
+        Raises:
+            ValueError: for one string instead of several.
+            IndexFormatError: if another process is writing.
+        """
+        if isinstance(ids, str):
+            raise ValueError("expected several ids, got one string; pass a list of it")
+        with self._change(commit=commit) as writer:
+            return writer.delete(ids)
+
+    def commit(self) -> None:
+        """Make what `add` and `delete` kept back durable and seen, at once.
+
+        Raises:
+            OSError: if the disk is full; what was kept back still is.
+        """
+        if self._writer is not None:
+            with self._change(commit=True):
+                pass
+
+    def compact(self) -> None:
+        """Merge the index's segments into one, built by its factory, without what is deleted."""
+        with self._change(commit=True) as writer:
+            writer.compact()
+
+    def refresh(self) -> bool:
+        """Take up what other processes have committed; searches under way end on the old state.
+
+        Returns:
+            Whether there was a newer commit.
+        Raises:
+            EncoderMismatch: if the index was built again by another encoder.
+            IndexFormatError: if it is no longer whole.
+        """
+        with self._changing:
+            before, newest = self.store, self.store.refreshed()
+            check_same(self.encoder, newest.manifest.encoder, str(newest.folder))
+            self._store = newest
+            return newest is not before
+
+    def verify(self) -> None:
+        """Read every byte of the index, compare hashes, and prove that its parts fit together.
+
+        Raises:
+            IndexFormatError: naming the first file, or the segment, where something is wrong.
+        """
+        store = self.store
+        store.verify()
+        check(store)
+
+    @contextlib.contextmanager
+    def _change(self, *, commit: bool) -> Iterator[Writer]:
+        """The writer, which begins at the newest commit and holds the lock until its own."""
+        with self._changing:
+            if self.read_only:
+                raise ValueError(f"{self.store.folder} was opened with read_only=True")
+            if self._under_way:
+                raise ValueError(
+                    f"{self.store.folder} is being changed by the documents that are added to it; "
+                    "change it before or after"
+                )
+            kept = self._writer is not None
+            self._writer = writer = self._writer or self._begun()
+            self._under_way = True
+            try:
+                yield writer
+                if commit and writer.changed:
+                    writer.commit()
+            except BaseException:
+                # An error drops its own change only, not what was kept back before.
+                if not kept or not writer.changed:
+                    self._let_go(writer)
+                raise
+            finally:
+                self._under_way = False
+            if not writer.changed:
+                self._let_go(writer)
+
+    def _begun(self) -> Writer:
+        """A writer on the newest commit, if that is one of this engine's encoder."""
+        writer = Writer(self.store)
+        try:
+            check_same(self.encoder, writer.base.manifest.encoder, str(writer.folder))
+        except BaseException:
+            writer.close()
+            raise
+        return writer
+
+    def _let_go(self, writer: Writer) -> None:
+        """Close the writer; what it has not committed is dropped."""
+        self._writer, self._store = None, writer.base
+        writer.close()
 
     def search(  # noqa: PLR0913 - one call, every choice by name
         self,
@@ -172,6 +306,7 @@ class Engine:
         shown: int = 20,
         feedback_rounds: int = 0,
         fuse: float | None = None,
+        where: Mapping[str, Any] | None = None,
     ) -> Hits:
         """The k best documents for one query, as `search_many` finds them."""
         return self.search_many(
@@ -183,6 +318,7 @@ class Engine:
             shown=shown,
             feedback_rounds=feedback_rounds,
             fuse=fuse,
+            where=where,
         )[0]
 
     def search_many(  # noqa: PLR0913 - one call, every choice by name
@@ -196,6 +332,7 @@ class Engine:
         shown: int = 20,
         feedback_rounds: int = 0,
         fuse: float | None = None,
+        where: Mapping[str, Any] | None = None,
     ) -> list[Hits]:
         """The k best documents for each query, best first; fewer where the index holds fewer.
 
@@ -222,12 +359,15 @@ class Engine:
                 finds joins the candidates, before they are reranked once more.
             fuse: weight of the rerank against the first stage, 0 to 1; None takes the model's
                 own for "tokens" and listwise prompts, 1 for other rerankers.
+            where: what the metadata of a hit must be, such as `{"year": {">=": 2020}, "lang":
+                "en"}`; see `e2rank.where`. There are k hits wherever k documents match.
         Raises:
-            ValueError: for a blank query or an option out of range.
+            ValueError: for a blank query, an option out of range or a filter that is none.
         """
+        store = self.store if where is None else self.store.where(parse_where(where))
         search = Search(
-            gatherer=DenseGatherer(self.encoder, self.store),
-            store=self.store,
+            gatherer=DenseGatherer(self.encoder, store),
+            store=store,
             fingerprint=self.encoder.fingerprint,
             token_fingerprint=token_fingerprint(self.encoder),
             reranker=choose(rerank, self.encoder, shown, prompt),
@@ -298,15 +438,17 @@ class Engine:
                 not sorted or has a score that is not finite; for a blank query.
         """
         check_ranking(ranking)
-        rows = [self.store.row_of(identifier) for identifier, _ in ranking]
-        if None in rows:
-            raise ValueError(f"the index holds no document {ranking[rows.index(None)][0]!r}")
+        store = self.store
+        found = store.rows_of([identifier for identifier, _ in ranking])
+        for identifier, _ in ranking:
+            if identifier not in found:
+                raise ValueError(f"the index holds no document {identifier!r}")
         search = Search(
             gatherer=GivenList(
-                np.array(rows, dtype=np.int64),
+                np.array([found[identifier] for identifier, _ in ranking], dtype=np.int64),
                 np.array([score for _, score in ranking], dtype=np.float64),
             ),
-            store=self.store,
+            store=store,
             fingerprint=self.encoder.fingerprint,
             token_fingerprint=token_fingerprint(self.encoder),
             reranker=choose(rerank, self.encoder, shown, prompt),
@@ -315,28 +457,3 @@ class Engine:
             weight=fuse,
         )
         return search.run([query])[0]
-
-
-def vectors_hash(store: Store) -> str:
-    """What tells the vectors of one build from those of another."""
-    names = [name for name in store.manifest.files if name.endswith("/vectors.npy")]
-    return "-".join(str(store.manifest.files[name]["xxh3"]) for name in sorted(names))
-
-
-def _has_adapter(store: Store) -> bool:
-    """Whether an adapter lies beside the index; one of an earlier build is left alone."""
-    file = store.folder / ADAPTER / "adapter.json"
-    if not file.is_file():
-        return False
-    try:
-        made_for = json.loads(file.read_text(encoding="utf-8"))["about"].get("index")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AdapterError(f"{file} is damaged: {error}; remove its folder") from error
-    if made_for != vectors_hash(store):
-        _log.warning(
-            "%s was made for an earlier build of this index and is not used: adapt again, or "
-            "remove it",
-            file.parent,
-        )
-        return False
-    return True

@@ -279,7 +279,7 @@ def test_ctrl_c_while_building_says_how_to_go_on(
 
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr("e2rank.index.dense.build", interrupted)
+        patched.setattr("e2rank.index.finish.write_table", interrupted)
         ran = run("index", corpus, "--out", out, "--encoder", "hashing")
     assert ran.status == 130
     assert ran.err.strip() == "error: interrupted; the same command with --resume continues"

@@ -19,6 +19,9 @@ from e2rank.index import EncoderInfo, Manifest, Store, build_index
 INFO = EncoderInfo(name="hashing-16", fingerprint="first", dim=16)
 OTHER = EncoderInfo(name="hashing-16", fingerprint="second", dim=16)
 BATCH = 4
+FACTORY = "HNSW8"
+"""One with a FAISS index of its own: "Flat" has none."""
+
 DOCUMENTS = [
     Document("wing", "Lift of a wing.", "Wings", {"year": 1958, "tags": ["a", None], "deep": {}}),
     Document("größe", "日本 \U0001f600 e\u0301 \u2028 a\nb \x00", "Überschall", {"ключ": "é"}),
@@ -53,7 +56,7 @@ def build(folder: Path, documents: Any = DOCUMENTS, **changes: Any) -> Manifest:
         "encode": Recorder(),
         "encoder": INFO,
         "contract": {"family": "bidirectional", "title": "Überschall"},
-        "config": IndexConfig(batch=BATCH),
+        "config": IndexConfig(factory=FACTORY, batch=BATCH),
     }
     return build_index(documents, folder, **(options | changes))
 
@@ -74,7 +77,7 @@ def stopped_at(step: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"e2rank.index.build.{step}", stop)
+        patch.setattr(f"e2rank.index.finish.{step}", stop)
         with pytest.raises(KeyboardInterrupt):
             build(folder)
     return folder
@@ -131,6 +134,15 @@ def test_the_same_input_twice_gives_the_same_bytes(tmp_path: Path, factory: str)
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
+def test_a_flat_index_is_its_rows_and_no_faiss_index(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    build(tmp_path / "index", config=IndexConfig(factory="Flat", batch=BATCH))
+    found = content(tmp_path / "index")
+    assert whole.keys() - found.keys() == {"segments/000001/dense.faiss"}
+    assert [name for name in found if found[name] != whole[name]] == ["manifest.json"]
+
+
 def test_documents_are_read_once_and_never_ahead_of_the_batch(tmp_path: Path) -> None:
     recorder, read, ahead = Recorder(), list[str](), list[int]()
 
@@ -154,7 +166,7 @@ def test_the_size_of_a_batch_changes_no_file_but_the_manifest(
     tmp_path: Path, whole: dict[str, bytes], batch: int, calls: list[int]
 ) -> None:
     recorder = Recorder()
-    build(tmp_path / "index", encode=recorder, config=IndexConfig(batch=batch))
+    build(tmp_path / "index", encode=recorder, config=IndexConfig(factory=FACTORY, batch=batch))
     assert recorder.sizes == calls
     found = content(tmp_path / "index")
     assert [name for name in whole if whole[name] != found[name]] == ["manifest.json"]
@@ -223,7 +235,12 @@ def test_bytes_written_after_the_last_durable_batch_are_cut_off(
     [
         (DOCUMENTS[::-1], {}, "the first 8 documents are not those of the unfinished build"),
         (DOCUMENTS[:5], {}, "has 5 documents and the unfinished build 8"),
-        (DOCUMENTS, {"config": IndexConfig(batch=5)}, "has another encoder or configuration"),
+        (
+            DOCUMENTS,
+            {"config": IndexConfig(factory=FACTORY, batch=5)},
+            "has another encoder or configuration",
+        ),
+        (DOCUMENTS, {"config": IndexConfig(batch=BATCH)}, "has another encoder or configuration"),
         (DOCUMENTS, {"encoder": OTHER}, "has another encoder or configuration"),
     ],
 )

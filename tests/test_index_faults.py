@@ -221,12 +221,12 @@ def die(folder: str, step: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         if step != "encode":
-            patch.setattr(f"e2rank.index.build.{step}", kill)
+            patch.setattr(f"e2rank.index.{step}", kill)
         build(Path(folder), **(spoiled(kill) if step == "encode" else {}))
 
 
 @pytest.mark.parametrize(
-    ("step", "safe"), [("encode", 4), ("dense.build", 10), ("Manifest.save", 10)]
+    ("step", "safe"), [("encode", 4), ("dense.build", 10), ("manifest.Manifest.save", 10)]
 )
 def test_a_killed_build_goes_on_to_the_same_bytes(
     tmp_path: Path, finished: Path, step: str, safe: int

@@ -32,10 +32,10 @@ def index(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     """Opens an index of these (n, d) vectors, built once for a factory."""
-    stores: dict[tuple[int, str], Store] = {}
+    stores: dict[tuple[Any, ...], Store] = {}
 
-    def make(vectors: np.ndarray, factory: str = "Flat") -> Store:
-        if (key := (id(vectors), factory)) not in stores:
+    def make(vectors: np.ndarray, factory: str = "Flat", **settings: Any) -> Store:
+        if (key := (id(vectors), factory, *settings.items())) not in stores:
             folder = tmp_path_factory.mktemp("made") / "index"
             rows = iter(vectors)
             build_index(
@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
                 encode=lambda texts: np.stack([next(rows) for _ in texts]),
                 encoder=EncoderInfo(name="given", fingerprint="", dim=vectors.shape[1]),
                 contract={},
-                config=IndexConfig(factory=factory),
+                config=IndexConfig(factory=factory, **settings),
             )
             stores[key] = Store.open(folder)
         return stores[key]
@@ -100,23 +100,79 @@ def test_flat_search_of_real_texts_is_the_definition(
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
-def test_whatever_the_factory_scores_are_exact_cosines_in_order(
-    made: Made, abstracts: np.ndarray, questions: np.ndarray, factory: str
+@pytest.mark.parametrize("k", [1, 20, 1399, 1400, 5000])
+def test_whatever_the_factory_there_are_k_exact_cosines_in_order(
+    made: Made, abstracts: np.ndarray, questions: np.ndarray, factory: str, k: int
 ) -> None:
-    scores, rows = made(abstracts, factory).search(questions * 3, 1400)
+    scores, rows = made(abstracts, factory).search(questions * 3, k)
     assert scores.dtype == np.float32
     assert rows.dtype == np.int64
+    assert scores.shape == rows.shape == (3, min(k, 1400))
     for query, found, order in zip(questions, scores, rows, strict=True):
-        real = order >= 0
-        assert real[: real.sum()].all()
-        assert real.sum() >= 20
-        assert len(set(order[real])) == real.sum()
-        np.testing.assert_allclose(found[real], abstracts[order[real]] @ query, atol=1e-6)
-        assert (np.diff(found[real]) <= 0).all()
-        assert (order[~real] == -1).all()
-        assert (found[~real] == -np.inf).all()
-    if factory.startswith(("IVF", "OPQ")):
-        assert (rows < 0).any()
+        assert (order >= 0).all()
+        assert len(set(order)) == len(order)
+        np.testing.assert_allclose(found, abstracts[order] @ query, atol=1e-6)
+        assert (np.diff(found) <= 0).all()
+
+
+@pytest.mark.parametrize("factory", ["IVF8,Flat", "OPQ4,IVF8,PQ4x4"])
+def test_where_the_lists_visited_hold_too_few_all_rows_are_looked_at(
+    made: Made, abstracts: np.ndarray, questions: np.ndarray, factory: str
+) -> None:
+    # A list of eight holds no thousand of 1,400 rows.
+    exact, approximate = (
+        made(abstracts, each).search(questions, 1000) for each in ("Flat", factory)
+    )
+    np.testing.assert_array_equal(exact[1], approximate[1])
+    np.testing.assert_array_equal(exact[0], approximate[0])
+
+
+def test_rescore_wins_back_what_codes_lose(
+    made: Made, abstracts: np.ndarray, questions: np.ndarray
+) -> None:
+    def found(rescore: int) -> list[list[int]]:
+        store = made(abstracts, "PQ4x4", rescore=rescore)
+        rows: list[list[int]] = store.search(questions, 10)[1].tolist()
+        return rows
+
+    best = made(abstracts).search(questions, 10)[1].tolist()
+    lost = [
+        sum(len(set(b) - set(f)) for b, f in zip(best, found(rescore), strict=True))
+        for rescore in (1, 4, 140)
+    ]
+    assert lost[0] > lost[1] > lost[2] == 0
+    assert found(140) == best
+
+
+@pytest.mark.parametrize(
+    ("factory", "tables"), [("IVF128,PQ2x6", 128 * 2 * 64), ("IVF128,PQ8x4fs", 128 * 8 * 16)]
+)
+def test_an_index_whose_tables_are_larger_than_its_file_opens_and_searches(
+    made: Made, abstracts: np.ndarray, factory: str, tables: int
+) -> None:
+    store = made(abstracts, factory, nprobe=64, rescore=20)
+    (size,) = (entry["bytes"] for name, entry in store.manifest.files.items() if "faiss" in name)
+    assert size < 4 * tables
+    _, rows = store.search(abstracts[:100], 10)
+    assert (rows[:, 0] == np.arange(100)).mean() > 0.9
+
+
+def test_half_precision_halves_the_rows_and_is_near(
+    made: Made, abstracts: np.ndarray, questions: np.ndarray
+) -> None:
+    whole, half = made(abstracts), made(abstracts, raw="float16")
+    name = "segments/000001/vectors.npy"
+    sizes = [store.manifest.files[name]["bytes"] for store in (whole, half)]
+    assert sizes == [128 + 1400 * 32 * 4, 128 + 1400 * 32 * 2]
+    stored = half.vectors(range(1400))
+    assert stored.dtype == np.float32
+    np.testing.assert_array_equal(stored, abstracts.astype(np.float16).astype(np.float32))
+    scores, rows = half.search(questions, 50)
+    for query, found, order in zip(questions, scores, rows, strict=True):
+        expected, best = by_hand(abstracts, query, 50)
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+        np.testing.assert_allclose(found, stored[order] @ query, atol=1e-6)
+        assert order[0] == best[0]
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
@@ -157,7 +213,8 @@ def test_a_query_of_nothing_scores_nothing(made: Made) -> None:
 def test_vectors_are_mapped_and_come_in_the_order_asked(index: Path) -> None:
     mapped = np.load(index / "segments/000001/vectors.npy", mmap_mode="r")
     with Store.open(index) as store:
-        assert isinstance(store._vectors, np.memmap)
+        (segment,) = store.segments
+        assert isinstance(segment.vectors.base, np.memmap)
         assert store.vectors([7, 0, 7]).tolist() == mapped[[7, 0, 7]].tolist()
         assert store.vectors([]).shape == (0, 16)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from manifest_support import reseal
 from test_index_build import (
     BATCH,
     DOCUMENTS,
@@ -30,9 +31,9 @@ from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import EncodingError, IndexFormatError
 from e2rank.index import EncoderInfo, Manifest, Store
 
-SAMPLE = Path(__file__).parents[1] / "indexes" / "sample"
 WITH = EncoderInfo(name="hashing-16", fingerprint="first", dim=16, token_dim=4, tokens="head")
 FILES = ("tokens.npy", "token_ends.npy")
+FLAT = IndexConfig(batch=BATCH)
 LENGTHS = [5, 0, 0, 1, 7, 2, 0, 3, 40, 0]
 GIVEN = [
     np.float32((1, 50, 0.001)[row % 3])
@@ -65,9 +66,9 @@ class Head:
 
 
 def make(folder: Path, head: Head | None = None, **changes: Any) -> Manifest:
-    """An index with token vectors of `DOCUMENTS`."""
+    """An index with token vectors of `DOCUMENTS`, and no FAISS index."""
     head = head or Head()
-    options = {"encode": head.encode, "tokens": head.tokens, "encoder": WITH}
+    options = {"encode": head.encode, "tokens": head.tokens, "encoder": WITH, "config": FLAT}
     return build(folder, **(options | changes))
 
 
@@ -140,8 +141,9 @@ def test_rows_come_in_the_order_asked_packed_or_not(index: Path) -> None:
 
 def test_token_vectors_are_mapped_not_loaded(index: Path) -> None:
     with Store.open(index) as store:
-        assert store._tokens is not None
-        assert isinstance(store._tokens._rows.base, np.memmap)
+        (segment,) = store.segments
+        assert segment.tokens is not None
+        assert isinstance(segment.tokens._rows.base, np.memmap)
 
 
 @pytest.mark.parametrize("row", [10, -1])
@@ -203,8 +205,8 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
     assert content(tmp_path / "index") == whole
 
 
-# Of each of three batches, four files and their record; then three headers and four files.
-MOMENTS = 3 * 5 + 3 + 4
+# Of each of three batches, four files and their record; then three headers and three files.
+MOMENTS = 3 * 5 + 3 + 3
 
 
 @pytest.mark.parametrize("moment", range(MOMENTS))
@@ -212,7 +214,7 @@ def test_a_disk_full_at_any_moment_loses_no_byte(
     tmp_path: Path, whole: dict[str, bytes], moment: int
 ) -> None:
     head = Head()
-    changes = {"encoder": WITH, "encode": head.encode, "tokens": head.tokens}
+    changes = {"encoder": WITH, "encode": head.encode, "tokens": head.tokens, "config": FLAT}
     struck(tmp_path / "index", full_disk(moment), **changes)
     make(tmp_path / "index", head := Head(), resume=True)
     assert head.asked.count("tokens") == 3 - min(moment // 5, 3)
@@ -257,7 +259,7 @@ def test_going_on_with_another_head_is_refused(tmp_path: Path, changes: dict[str
     folder = stopped(tmp_path / "index", 1)
     with pytest.raises(ValueError, match="has another encoder or configuration"):
         make(folder, resume=True, **changes)
-    interrupted(tmp_path / "without")
+    interrupted(tmp_path / "without", config=FLAT)
     with pytest.raises(ValueError, match="has another encoder or configuration"):
         make(tmp_path / "without", resume=True)
 
@@ -319,17 +321,17 @@ def test_an_index_without_token_vectors_says_so(tmp_path: Path) -> None:
                 read([0])
 
 
-def test_an_index_without_token_vectors_is_written_as_before_there_were_any(tmp_path: Path) -> None:
-    Manifest.load(SAMPLE).save(tmp_path)
-    assert (tmp_path / "manifest.json").read_bytes() == (SAMPLE / "manifest.json").read_bytes()
+def test_an_index_without_token_vectors_names_none(tmp_path: Path) -> None:
     build(tmp_path / "index")
     text = (tmp_path / "index/manifest.json").read_text()
     head = '"name": "hashing-16",\n    "fingerprint": "first",\n    "dim": 16\n  },\n  "config"'
     assert text.startswith(
-        '{\n  "format": 1,\n  "kind": "e2rank-index",\n  "encoder": {\n    ' + head
+        '{\n  "format": 3,\n  "kind": "e2rank-index",\n  "encoder": {\n    ' + head
     )
     names = ["contract.json", "dense.faiss", "documents.sqlite", "vectors.npy"]
     assert list(json.loads(text)["files"]) == [f"segments/000001/{name}" for name in names]
+    assert "token" not in text
+    assert Manifest.load(tmp_path / "index").encoder == INFO
 
 
 def test_an_unfinished_build_without_token_vectors_is_recorded_as_before(tmp_path: Path) -> None:
@@ -345,9 +347,9 @@ def test_an_unfinished_build_without_token_vectors_is_recorded_as_before(tmp_pat
     }
 
 
-def test_an_index_with_token_vectors_is_format_2_and_names_its_head(index: Path) -> None:
+def test_an_index_with_token_vectors_names_its_head(index: Path) -> None:
     fields = json.loads((index / "manifest.json").read_bytes())
-    assert fields["format"] == 2
+    assert fields["format"] == 3
     assert (fields["encoder"]["token_dim"], fields["encoder"]["tokens"]) == (4, "head")
     assert {f"segments/000001/{name}" for name in FILES} < fields["files"].keys()
     assert Manifest.load(index).encoder == WITH
@@ -356,9 +358,15 @@ def test_an_index_with_token_vectors_is_format_2_and_names_its_head(index: Path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format=3), r"format 3, and this e2rank reads up to 2"),
-        (lambda m: m.update(format=1), "is damaged: 'token_dim'"),
-        (lambda m: m["encoder"].pop("token_dim"), "is damaged: 'token_dim'"),
+        (
+            lambda m: m["encoder"].pop("token_dim"),
+            r"is damaged: its manifest names .*/token_ends\.npy",
+        ),
+        (lambda m: m["encoder"].update(token_dim=-4), r"tokens\.npy is damaged: .*, -4\)"),
+        (
+            lambda m: m["files"].pop("segments/000001/tokens.npy"),
+            r"is damaged: its manifest names no segments/000001/tokens\.npy",
+        ),
         (lambda m: m["encoder"].update(token_dim="4"), "is damaged: token_dim is '4'"),
         (lambda m: m["encoder"].update(tokens=None), "is damaged: tokens is None"),
         (lambda m: m["encoder"].update(token_dim=5), r"tokens\.npy is damaged: .*\(58, 5\)"),
@@ -367,9 +375,7 @@ def test_an_index_with_token_vectors_is_format_2_and_names_its_head(index: Path)
 def test_a_manifest_that_says_something_else_is_refused(
     index: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
-    fields = json.loads((index / "manifest.json").read_bytes())
-    change(fields)
-    (index / "manifest.json").write_text(json.dumps(fields))
+    reseal(index, change)
     with pytest.raises(IndexFormatError, match=message):
         Store.open(index)
 
@@ -403,9 +409,8 @@ def replaced(folder: Path, name: str, change: Callable[[np.ndarray], np.ndarray]
     """Change an array of an index, and the size that its manifest gives."""
     path = folder / "segments/000001" / name
     np.save(path, change(np.load(path)))
-    fields = json.loads((folder / "manifest.json").read_bytes())
-    fields["files"][f"segments/000001/{name}"]["bytes"] = path.stat().st_size
-    (folder / "manifest.json").write_text(json.dumps(fields))
+    entry = {"bytes": path.stat().st_size}
+    reseal(folder, lambda m: m["files"][f"segments/000001/{name}"].update(entry))
 
 
 @pytest.mark.parametrize(
@@ -439,18 +444,18 @@ def test_ends_out_of_order_are_refused_when_they_are_read(index: Path, end: int,
 
 def test_an_index_is_replaced_by_one_with_token_vectors_and_back(tmp_path: Path) -> None:
     folder = tmp_path / "index"
-    build(folder)
+    build(folder, config=FLAT)
     first = content(folder)
     for dim, maker in ((4, make), (0, build), (4, make)):
         with pytest.raises(ValueError, match="pass overwrite=True"):
             maker(folder)
-        maker(folder, overwrite=True)
+        maker(folder, overwrite=True, config=FLAT)
         with Store.open(folder) as store:
             store.verify()
             assert store.token_dim == dim
-            segment = f"segments/{store.manifest.segments[0]['name']}"
+            segment = store.manifest.segments[0].folder
         names = {"manifest.json", *store.manifest.files}
         assert content(folder).keys() == names
         assert {f"{segment}/{name}" in names for name in FILES} == {dim > 0}
-        for name in ("vectors.npy", "documents.sqlite", "dense.faiss"):
+        for name in ("vectors.npy", "documents.sqlite"):
             assert content(folder)[f"{segment}/{name}"] == first[f"segments/000001/{name}"]

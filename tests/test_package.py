@@ -1,7 +1,9 @@
 """The installed package: what it exports, what importing it costs, what its wheel holds."""
 
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +14,14 @@ import e2rank
 from e2rank.config import IndexConfig, load_recipe
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("faiss", "onnxruntime", "sentence_transformers", "torch", "transformers")
+HEAVY = (
+    "faiss",
+    "huggingface_hub",
+    "onnxruntime",
+    "sentence_transformers",
+    "torch",
+    "transformers",
+)
 
 
 def run(*arguments: str) -> str:
@@ -35,6 +44,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_importing_the_package_loads_no_heavy_library() -> None:
     code = f"import sys, e2rank; print([name for name in {HEAVY!r} if name in sys.modules])"
     assert run("-c", code).strip() == "[]"
+
+
+def test_every_extra_that_an_error_names_is_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "e2rank").rglob("*.py")]
+    named = {name for text in texts for name in re.findall(r'extra="(\w+)"', text)}
+    assert {"cpu", "hub", "minilm", "torch", "train"} <= named
+    assert named <= project["optional-dependencies"].keys()
 
 
 def test_every_exported_name_resolves() -> None:

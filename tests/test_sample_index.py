@@ -1,5 +1,6 @@
 """The committed index: what an earlier e2rank wrote, this one opens, verifies and searches."""
 
+import json
 from itertools import islice
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from e2rank import Document, Engine, read_corpus
 from e2rank.index import Store
+from e2rank.index.verify import check
 
 SAMPLE = Path(__file__).parents[1] / "indexes" / "sample"
 
@@ -18,9 +20,14 @@ def corpus(cranfield: Path) -> list[Document]:
     return list(islice(read_corpus(cranfield), 40))
 
 
+def test_it_stays_of_the_first_format_so_that_this_is_read_for_ever() -> None:
+    assert json.loads((SAMPLE / "manifest.json").read_bytes())["format"] == 1
+
+
 def test_every_byte_is_as_its_manifest_says() -> None:
     with Store.open(SAMPLE) as store:
         store.verify()
+        check(store)
 
 
 def test_it_holds_the_documents_it_was_built_from(corpus: list[Document]) -> None:

@@ -1,7 +1,6 @@
 """Adapting an index: what helps is kept, what does not is refused, and nothing else changes."""
 
 import json
-import logging
 import shutil
 import sys
 from collections.abc import Sequence
@@ -16,9 +15,9 @@ from e2rank.cli import main
 from e2rank.documents import Candidates
 from e2rank.encoders import presets
 from e2rank.encoders.torch import TorchEncoder
-from e2rank.errors import AdapterError
+from e2rank.index.manifest import Manifest
 from e2rank.rerank import Scored
-from e2rank.train.adapt import AdaptConfig, adapt, remove_adapter
+from e2rank.train import AdaptConfig, adapt, remove_adapter
 
 WORDS = [
     "wing",
@@ -100,6 +99,11 @@ def index(
     return Path(shutil.copytree(built, tmp_path / "index"))
 
 
+def own(index: Path) -> Path:
+    """Where the index's own adapter is."""
+    return index / Manifest.load(index).adapter
+
+
 def first_stage(index: Path, query: str, *, adapted: bool = True) -> list[tuple[str, float]]:
     """Ids and scores without rerank."""
     with Engine.open(index, adapted=adapted) as engine:
@@ -111,7 +115,7 @@ def test_an_index_that_a_teacher_can_improve_is_improved_and_its_files_stay(
 ) -> None:
     before = first_stage(index, log[0])
     found = adapt(index, CONFIG, teacher=Turned(encoder), queries=log)
-    assert found.folder == index / "adapter"
+    assert found.folder == own(index)
     assert found.after > found.before + 0.05
     assert found.p_value < 0.05
     assert first_stage(index, log[0]) != before
@@ -121,6 +125,17 @@ def test_an_index_that_a_teacher_can_improve_is_improved_and_its_files_stay(
     assert remove_adapter(index)
     assert first_stage(index, log[0]) == before
     assert not remove_adapter(index)
+
+
+def test_an_index_is_adapted_to_the_documents_that_are_left(
+    index: Path, encoder: TorchEncoder, log: list[str]
+) -> None:
+    gone = {str(n) for n in range(8)}
+    with Engine.open(index) as engine:
+        engine.delete(gone)
+    found = adapt(index, CONFIG, teacher=Turned(encoder), queries=log)
+    assert found.folder == own(index)
+    assert not gone & {each for each, _ in first_stage(index, log[0])}
 
 
 def test_a_teacher_of_noise_is_refused_and_nothing_is_written(
@@ -136,30 +151,9 @@ def test_an_adapter_of_before_survives_one_that_is_refused(
     index: Path, encoder: TorchEncoder, log: list[str]
 ) -> None:
     adapt(index, CONFIG, teacher=Turned(encoder), queries=log)
-    kept = (index / "adapter" / "adapter.json").read_bytes()
+    kept = first_stage(index, log[0])
     assert adapt(index, CONFIG, teacher=Turned(encoder, noise=True), queries=log).folder is None
-    assert (index / "adapter" / "adapter.json").read_bytes() == kept
-
-
-def test_an_adapter_of_an_earlier_build_is_left_alone_with_a_warning(
-    index: Path, encoder: TorchEncoder, log: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    adapt(index, CONFIG, teacher=Turned(encoder), queries=log)
-    documents = [{"id": str(n), "text": sentence(np.random.default_rng(n), 9)} for n in range(9)]
-    Engine.build(documents, index, encoder, overwrite=True).close()
-    with caplog.at_level(logging.WARNING, logger="e2rank"):
-        assert first_stage(index, log[0]) == first_stage(index, log[0], adapted=False)
-    assert "earlier build" in caplog.text
-
-
-def test_a_damaged_adapter_is_an_error_that_names_it(
-    index: Path, encoder: TorchEncoder, log: list[str]
-) -> None:
-    adapt(index, CONFIG, teacher=Turned(encoder), queries=log)
-    (index / "adapter" / "adapter.json").write_text("{")
-    with pytest.raises(AdapterError, match=r"adapter\.json is damaged"):
-        Engine.open(index)
-    Engine.open(index, adapted=False).close()
+    assert first_stage(index, log[0]) == kept
 
 
 def test_an_interrupted_labelling_goes_on_without_asking_again(

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 import train_support as support
 from safetensors.torch import load_file
+from train_support import Killed, killed_after
 from transformers import AutoModel
 
 from e2rank.cli import main
@@ -30,29 +30,7 @@ from e2rank.train.sampling import ListBatch
 from e2rank.train.step import freeze, learn
 
 ROOT = Path(__file__).parents[1]
-
-
-class Killed(Exception):
-    """What ends a run in a test."""
-
-
-def killed_after(steps: int) -> Callable[[int], None]:
-    def progress(done: int) -> None:
-        if done == steps:
-            raise Killed
-
-    return progress
-
-
-@pytest.fixture(autouse=True)
-def uncurved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs draw no curve, which would take a third of their time."""
-    monkeypatch.setattr(loop, "draw_curve", lambda folder: None)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return support.bert_base(tmp_path_factory.mktemp("bert"))
+bert, uncurved = support.bert, support.uncurved
 
 
 @pytest.fixture(scope="module")

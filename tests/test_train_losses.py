@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from e2rank.train.contrastive import contrastive, infonce
 from e2rank.train.losses import (
     LISTWISE,
-    contrastive,
     distil,
-    infonce,
     irpo,
     listmle,
     listnet,

@@ -16,7 +16,7 @@ from e2rank.encoders.adapter import Adapter
 from e2rank.encoders.presets import load_encoder
 from e2rank.encoders.torch import TorchEncoder
 from e2rank.errors import AdapterError
-from e2rank.train import TrainConfig, loop, model, train
+from e2rank.train import TrainConfig, model, train
 from e2rank.train.examples import Example
 from e2rank.train.objective import objective, targets
 from e2rank.train.sampling import ListBatch
@@ -34,6 +34,7 @@ BATCH = ListBatch(
 )
 CPU = torch.device("cpu")
 Make = Callable[[Path], str]
+bert, uncurved = support.bert, support.uncurved
 
 
 def random_rows(count: int, seed: int) -> torch.Tensor:
@@ -81,17 +82,6 @@ def test_the_teachers_temperature_divides_the_labels() -> None:
     found = objective(soft, wanted, *vectors).listwise
     assert found.item() == objective(plain, divided, *vectors).listwise.item()
     assert found.item() != objective(plain, wanted, *vectors).listwise.item()
-
-
-@pytest.fixture(autouse=True)
-def uncurved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs draw no curve, which would take a third of their time."""
-    monkeypatch.setattr(loop, "draw_curve", lambda folder: None)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return support.bert_base(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")

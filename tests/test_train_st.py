@@ -20,7 +20,8 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from e2rank.train.losses import LISTWISE, infonce
+from e2rank.train.contrastive import infonce
+from e2rank.train.losses import LISTWISE
 from e2rank.train.st import ListwiseLoss
 
 WORDS = [f"w{number}" for number in range(40)]

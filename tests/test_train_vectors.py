@@ -10,14 +10,14 @@ import pytest
 import torch
 import train_support as support
 from safetensors.torch import load_file
-from test_train_loop import Killed, killed_after
+from train_support import Killed, killed_after
 
 from e2rank.config import load_recipe
 from e2rank.encoders.adapter import Adapter
 from e2rank.encoders.presets import load_encoder
 from e2rank.encoders.torch import TorchEncoder
 from e2rank.errors import AdapterError
-from e2rank.train import TrainConfig, loop, model, train
+from e2rank.train import TrainConfig, model, train
 from e2rank.train.distributed import World
 from e2rank.train.examples import Example
 from e2rank.train.log import read_log
@@ -27,19 +27,9 @@ from e2rank.train.sampling import ListBatch
 from e2rank.train.step import freeze, learn
 
 ROOT = Path(__file__).parents[1]
+bert, uncurved = support.bert, support.uncurved
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"prompt": "vectors", "lists": 8, "warmup": 0.0, "learning_rate": 1e-2}
-
-
-@pytest.fixture(autouse=True)
-def uncurved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs draw no curve, which would take a third of their time."""
-    monkeypatch.setattr(loop, "draw_curve", lambda folder: None)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return support.bert_base(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,48 @@
-"""Parts for the tests of training: tiny bases in folders, and lists that can be learned."""
+"""Parts for the tests of training: tiny bases in folders, and lists that can be learned.
+
+A module of tests takes a fixture by naming it: `bert, uncurved = support.bert, support.uncurved`.
+"""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from encoders_support import BERT, QWEN, byte_pairs, tiny_bert, tiny_qwen, wordpiece
 
-from e2rank.train import TrainConfig
+from e2rank.train import TrainConfig, loop
 from e2rank.train.log import read_log
 
 WORDS = ["wing", "shock", "heat", "panel", "flutter", "nose", "jet", "wake"]
 OTHERS = ["bread", "coffee", "egg", "stain", "yeast", "milk", "pan", "salt"]
+
+
+class Killed(Exception):
+    """What ends a run in a test."""
+
+
+def killed_after(steps: int) -> Callable[[int], None]:
+    """A progress that ends the run when so many steps are done."""
+
+    def progress(done: int) -> None:
+        if done == steps:
+            raise Killed
+
+    return progress
+
+
+@pytest.fixture(autouse=True)
+def uncurved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no curve, which would take a third of their time."""
+    monkeypatch.setattr(loop, "draw_curve", lambda folder: None)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a random BERT."""
+    return bert_base(tmp_path_factory.mktemp("bert"))
 
 
 def bert_base(folder: Path) -> str:

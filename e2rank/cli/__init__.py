@@ -1,4 +1,4 @@
-"""The command line: `e2rank index | search | evaluate | rerank | show | demo | train | adapt`."""
+"""The command line: `e2rank --help` lists its commands."""
 
 import logging
 import sqlite3
@@ -6,8 +6,11 @@ import sys
 
 import typer
 
-# Imported for its command, which registers itself.
+# Imported for their commands, which register themselves.
+from e2rank.cli import advise as advise
+from e2rank.cli import ship as ship
 from e2rank.cli import training as training
+from e2rank.cli import upkeep as upkeep
 from e2rank.cli.commands import app
 
 __all__ = ["app", "main"]

@@ -33,6 +33,8 @@ from e2rank.evaluate.protocol import Ranker as Ask
 from e2rank.evaluate.protocol import evaluate as run_evaluation
 from e2rank.evaluate.trec import Run, read_run
 from e2rank.index import Store
+from e2rank.index.verify import check
+from e2rank.where import where_from_text
 
 app = typer.Typer(
     help="One embedding model that retrieves and reranks.",
@@ -92,15 +94,22 @@ def search(
     depth: options.Depth = 100,
     shown: options.Shown = 20,
     prompt: options.Prompt = None,
+    where: Annotated[
+        str | None,
+        typer.Option(help="What a hit's metadata must be, such as: year >= 2020 and lang = 'en'."),
+    ] = None,
     encoder: Moved = None,
     cross_encoder: options.CrossEncoder = None,
     json: options.Json = False,
 ) -> None:
     """Search an index."""
+    asked = None if where is None else where_from_text(where)
     with Engine.open(folder, encoder) as engine:
         named = rerank or own_ranker(engine, prompt)
         chosen, kind = reranker(named, cross_encoder), kind_of(prompt)
-        hits = engine.search(query, k, rerank=chosen, depth=depth, prompt=kind, shown=shown)
+        hits = engine.search(
+            query, k, rerank=chosen, depth=depth, prompt=kind, shown=shown, where=asked
+        )
     if json:
         print_json(hits.to_dict())
         return
@@ -193,6 +202,7 @@ def show(
     with Store.open(folder) as store:
         if verify:
             store.verify()
+            check(store)
         _show(store, as_json=json)
 
 
@@ -242,16 +252,18 @@ def _index_listed(collection: Collection, lists: Run, folder: Path, encoder: str
 
 def _show(store: Store, *, as_json: bool) -> None:
     manifest = store.manifest
-    size = sum(entry["bytes"] for entry in manifest.files.values())
     fields = {
         "folder": str(store.folder),
         "documents": len(store),
+        "deleted": manifest.deleted,
+        "segments": len(manifest.segments),
+        "commit": manifest.commit,
         "truncated": manifest.truncated,
         "encoder": manifest.encoder.name,
         "fingerprint": manifest.encoder.fingerprint,
         "dim": store.dim,
         "factory": manifest.config["factory"],
-        "bytes": size,
+        "bytes": manifest.bytes,
     }
     if as_json:
         print_json(fields)

@@ -36,8 +36,12 @@ class TokenHead(torch.nn.Module):
 
     def queries(self, states: torch.Tensor) -> torch.Tensor:
         """(t, width) states to (t, dim) float32 rows whose lengths are shares that sum to 1."""
-        share = torch.nn.functional.softplus(self.weigh(states))
+        share = self.counts(states)
         return self.documents(states) * (share / share.sum(0, keepdim=True))
+
+    def counts(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., width) states to (..., 1): how much each token counts, above 0 and of any sum."""
+        return torch.nn.functional.softplus(self.weigh(states))
 
     def blend(self) -> tuple[float, float]:
         """What MaxSim and cosine are multiplied with in a score."""

@@ -22,6 +22,7 @@ from e2rank.errors import AdapterError, EncodingError
 from e2rank.scores import unit
 
 MakeTokens = Callable[[torch.Tensor], torch.Tensor]
+Counts = Callable[[torch.Tensor], torch.Tensor]
 
 # Fields of a config that change what is computed and leave no trace in the weights.
 _SHAPE = (
@@ -99,6 +100,7 @@ class TorchEncoder:
         self.token_fingerprint = ""
         self.adapter: Adapter | None = None
         self._moved: torch.Tensor | None = None
+        self._counts: Counts | None = None
 
     def adapt(self, adapter: Adapter, *, name: str | None = None) -> Self:
         """This encoder with queries and prompts read as the adapter was trained; self is as before.
@@ -126,6 +128,7 @@ class TorchEncoder:
         adapted._moved = adapter.query_map()
         adapted._asking = adapter.on(self.tower)
         adapted._tokens = adapter.token_head(self.tower)
+        adapted._counts = adapted._tokens.counts if adapter.by_shares and adapted._tokens else None
         adapted._soft = adapter.soft_prompt(self.tower)
         adapted.token_fingerprint = adapter.token_fingerprint if adapted._tokens else ""
         return adapted
@@ -152,7 +155,8 @@ class TorchEncoder:
             EncodingError: if the model gives a NaN or an infinity.
         """
         make = self._tokens.queries if self._tokens else None
-        read = self._encode(self._asking, self.words.queries(texts), "encoding queries", make)
+        asked = self.words.queries(texts)
+        read = self._encode(self._asking, asked, "encoding queries", make, counts=self._counts)
         if self._moved is None:
             return read
         weight = self._moved.numpy()
@@ -223,13 +227,14 @@ class TorchEncoder:
         what: str,
         make: MakeTokens | None,
         shown: Sequence[np.ndarray] = (),
+        counts: Counts | None = None,
     ) -> Encoding:
         out = _Out(
             np.zeros((len(texts), self.contract.dim), dtype=np.float32),
             [np.zeros((0, 0), dtype=np.float32)] * len(texts) if make else [],
         )
         layers = self.contract.token_layers if make else 0
-        run = _Run(self.name, tower, make, layers, self._soft, shown)
+        run = _Run(self.name, tower, make, layers, self._soft, shown, counts)
         for group in with_progress(
             batches([len(each.ids) for each in texts], self.batch_tokens), what
         ):
@@ -258,6 +263,7 @@ class _Run:
     layers: int
     soft: SoftPrompt | None
     shown: Sequence[np.ndarray]
+    counts: Counts | None
 
     def fill(self, out: _Out, texts: Sequence[Tokens], group: Sequence[int]) -> None:
         """Read a batch into its places; one that does not fit into memory is halved."""
@@ -285,7 +291,7 @@ class _Run:
     def _read(
         self, texts: Sequence[Tokens], shown: Sequence[np.ndarray]
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        read = self.tower(texts, self.layers, self._soft_tokens(shown))
+        read = self.tower(texts, self.layers, self._soft_tokens(shown), self.counts)
         vectors = read.vectors.cpu().numpy()
         if self.make is None:
             return vectors, []

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,10 +12,10 @@ from e2rank.documents import Document, as_documents
 from e2rank.errors import CorpusError
 from e2rank.index import dense
 from e2rank.index.batches import BatchEncoder, Encode, TokensOfLast
-from e2rank.index.files import file_entry, one_writer, sync_file, sync_folder, write_atomically
-from e2rank.index.manifest import NAME, EncoderInfo, Manifest
+from e2rank.index.files import one_writer, sync_folder
+from e2rank.index.finish import finish
+from e2rank.index.manifest import NAME, EncoderInfo, Manifest, SegmentInfo
 from e2rank.index.staging import Staging
-from e2rank.index.table import write_table
 from e2rank.index.target import PARTIAL, check_folder, clean, remove_empty, taken
 
 
@@ -88,6 +87,7 @@ class _Build:
     ) -> None:
         self._folder, self._encoder, self._config = folder, encoder, config
         self._progress = progress
+        self._old: Manifest | None = None
 
     def run(
         self,
@@ -97,13 +97,13 @@ class _Build:
         asked: tuple[bool, bool],
     ) -> Manifest:
         old = Manifest.load(self._folder) if (self._folder / NAME).exists() else None
-        number = int(old.segments[0]["name"]) + 1 if old else 1
+        self._old, number = old, old.next_segment if old else 1
         final = self._folder / "segments" / f"{number:06d}"
         part = final.with_name(final.name + PARTIAL)
         if (final / "progress.json").exists() and not part.exists():
             # Killed after its last rename and before its manifest: still a build to resume.
             final.rename(part)
-        clean(final.parent, {part.name, *([old.segments[0]["name"]] if old else [])})
+        clean(self._folder, old, {f"segments/{part.name}"})
         staging = _staging(part, settings, self._encoder.info, *asked)
         try:
             if staging.progress.done == 0 and old and not asked[1]:
@@ -115,7 +115,7 @@ class _Build:
             raise
         finally:
             staging.close()
-        clean(final.parent, {final.name})
+        clean(self._folder, manifest)
         return manifest
 
     def _fill(self, staging: Staging, documents: Iterable[Document | Mapping[str, Any]]) -> None:
@@ -156,25 +156,22 @@ class _Build:
     def _finish(
         self, staging: Staging, contract: Mapping[str, Any], config: dict[str, Any], final: Path
     ) -> Manifest:
-        """Everything after the last batch; each file is made anew, so it can be repeated."""
-        part, done = staging.folder, staging.progress
-        segment = {"name": final.name, "count": done.done, "truncated": done.truncated}
-        vectors = staging.finish_arrays()
-        for name in ("documents.sqlite", "dense.faiss"):
-            (part / name).unlink(missing_ok=True)
-        write_table(part / "documents.sqlite", staging.read_spool())
-        sync_file(part / "documents.sqlite")
-        dense.build(part / "dense.faiss", vectors, self._config)
-        text = json.dumps(contract, indent=2, sort_keys=True, ensure_ascii=False)
-        write_atomically(part / "contract.json", text.encode())
-        arrays = (array.path.name for array in staging.arrays.values())
-        names = sorted(("contract.json", "dense.faiss", "documents.sqlite", *arrays))
+        """Everything after the last batch; it can be repeated."""
+        part, done, old = staging.folder, staging.progress, self._old
+        entries = finish(staging, contract, self._config)
+        segment = SegmentInfo(
+            name=final.name,
+            count=done.done,
+            truncated=done.truncated,
+            factory=self._config.factory,
+        )
         manifest = Manifest(
             encoder=self._encoder.info,
             config=config,
             segments=[segment],
-            tombstones=[],
-            files={f"segments/{final.name}/{name}": file_entry(part / name) for name in names},
+            files={f"{segment.folder}/{name}": entry for name, entry in entries.items()},
+            commit=old.commit + 1 if old else 1,
+            next_segment=int(final.name) + 1,
         )
         part.rename(final)
         try:
@@ -236,7 +233,7 @@ def _staging(
 
 def _names(folder: Path, segment: str) -> bool:
     """Whether the manifest on disk is of this segment."""
-    return (folder / NAME).exists() and Manifest.load(folder).segments[0]["name"] == segment
+    return (folder / NAME).exists() and Manifest.load(folder).segments[0].name == segment
 
 
 def _batched(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:

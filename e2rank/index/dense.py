@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import math
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,11 @@ from e2rank.index.files import sync_file
 
 CHUNK = 65_536
 """Rows read from the mapped vectors at a time."""
+
+_NEIGHBOURS = 32
+"""Rows that HNSW looks at for each place of its beam, about."""
+
+_READING = threading.Lock()
 
 
 def load_faiss() -> Any:
@@ -47,7 +54,7 @@ def make(dim: int, factory: str) -> Any:
 
 
 def build(path: Path, vectors: np.ndarray, config: IndexConfig) -> None:
-    """Train and fill an index from mapped (n, d) unit rows, and write it to `path`.
+    """Train and fill an index from mapped (n, d) rows, float32 or float16, and write it to `path`.
 
     Raises:
         ValueError: if there are too few rows to train the factory on.
@@ -58,21 +65,72 @@ def build(path: Path, vectors: np.ndarray, config: IndexConfig) -> None:
     with _threads(faiss, config.factory):
         _train(index, vectors, config)
         for start in range(0, len(vectors), CHUNK):
-            index.add(np.ascontiguousarray(vectors[start : start + CHUNK]))
+            index.add(np.ascontiguousarray(vectors[start : start + CHUNK], dtype=np.float32))
     _write(faiss, index, path, len(vectors))
 
 
-def read(path: Path, config: dict[str, Any]) -> Any:
-    """Open a written index, mapped where FAISS can map its kind, with its search settings."""
+def read(path: Path, config: IndexConfig | None = None) -> Any:
+    """Open a written index, mapped where FAISS can map its kind, with its search settings.
+
+    To be called on a file whose hash is right: FAISS trusts what it reads.
+    """
     faiss = load_faiss()
-    try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError:  # kinds of index that FAISS only reads into memory
-        index = faiss.read_index(str(path))
-    for name, parameter in (("nprobe", "nprobe"), ("ef_search", "efSearch")):
-        if config.get(name) is not None:
-            _set(faiss, index, parameter, config[name], config["factory"])
+    with _limits(faiss, path.stat().st_size):
+        try:
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError:  # kinds of index that FAISS only reads into memory
+            index = faiss.read_index(str(path))
+    if config is not None:
+        for value, parameter in ((config.nprobe, "nprobe"), (config.ef_search, "efSearch")):
+            if value is not None:
+                _set(faiss, index, parameter, value, config.factory)
     return index
+
+
+def search(
+    index: Any, queries: np.ndarray, k: int, allowed: np.ndarray | None, config: IndexConfig
+) -> np.ndarray | None:
+    """The (q, k) int64 rows that FAISS holds for the best, -1 where it finds fewer.
+
+    Where only a share of the rows is allowed, a search looks at more lists, or has a longer beam:
+    1 / share times as many find as many allowed rows as without, and that once more makes up for
+    those that are allowed being elsewhere than the query.
+
+    Args:
+        index: what `read` gave.
+        queries: (q, d) float32.
+        k: rows to find.
+        allowed: (n,) bool, or None for all rows.
+        config: how the index was built.
+    Returns:
+        None where looking at every allowed row is as quick, or all that this kind of index can.
+    """
+    if allowed is None:
+        return index.search(queries, k)[1]
+    faiss, n = load_faiss(), len(allowed)
+    selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+    wider = (n / max(int(np.count_nonzero(allowed)), 1)) ** 2
+    inner = index
+    while isinstance(inner, faiss.IndexPreTransform):
+        inner = faiss.downcast_index(inner.index)
+    if isinstance(inner, faiss.IndexIVF):
+        lists = math.ceil(wider * (config.nprobe or 1))
+        if lists >= inner.nlist:
+            return None
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=lists)
+    elif isinstance(inner, faiss.IndexHNSW):
+        beam = math.ceil(wider * max(config.ef_search or 16, k))
+        if beam * _NEIGHBOURS >= n:
+            return None
+        parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=beam)
+    else:
+        parameters = faiss.SearchParameters(sel=selector)
+    try:
+        rows = index.search(queries, k, params=parameters)[1]
+    except RuntimeError:  # a kind that cannot leave rows out
+        return None
+    # Some kinds take parameters of another kind without a word, and leave nothing out.
+    return np.where((rows >= 0) & allowed[rows], rows, -1)
 
 
 def check(dim: int, config: IndexConfig) -> None:
@@ -101,7 +159,7 @@ def _train(index: Any, vectors: np.ndarray, config: IndexConfig) -> None:
         return
     rows = np.linspace(0, len(vectors) - 1, min(len(vectors), config.train_rows)).astype(np.int64)
     try:
-        index.train(np.ascontiguousarray(vectors[rows]))
+        index.train(np.ascontiguousarray(vectors[rows], dtype=np.float32))
     except RuntimeError as error:
         raise ValueError(
             f"{len(rows)} documents are too few to train the factory {config.factory!r}: "
@@ -114,11 +172,31 @@ def _write(faiss: Any, index: Any, path: Path, count: int) -> None:
     try:
         faiss.write_index(index, str(path))
         sync_file(path)
-        written = read(path, {}).ntotal
+        written = read(path).ntotal
     except RuntimeError as error:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
     if written != count:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+@contextlib.contextmanager
+def _limits(faiss: Any, size: int) -> Iterator[None]:
+    """No vector longer than the file it is read from, or 2 GiB; no loop longer than the file.
+
+    The limits are FAISS's own globals, so one file is read at a time.
+    """
+    # It counts a product quantizer's tables too, which are in no file; those have their own limit.
+    most = max(size, int(faiss.cvar.precomputed_table_max_bytes))
+    with _READING:
+        loops = faiss.get_deserialization_loop_limit()
+        longest = faiss.get_deserialization_vector_byte_limit()
+        faiss.set_deserialization_loop_limit(max(size, 1))
+        faiss.set_deserialization_vector_byte_limit(most)
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_loop_limit(loops)
+            faiss.set_deserialization_vector_byte_limit(longest)
 
 
 @contextlib.contextmanager

@@ -2,16 +2,21 @@
 
 import contextlib
 import fcntl
+import json
+import logging
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import xxhash
 
 from e2rank.errors import IndexFormatError
 
 LOCK = ".lock"
+
+_log = logging.getLogger("e2rank")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -49,26 +54,79 @@ def file_entry(path: Path) -> dict[str, int | str]:
     return {"bytes": path.stat().st_size, "xxh3": state.hexdigest()}
 
 
+def check_size(path: Path, entry: Mapping[str, Any]) -> None:
+    """Compare a file's size with its entry in the manifest.
+
+    Raises:
+        IndexFormatError: naming the file, if it is missing or of another size.
+    """
+    if not path.is_file():
+        raise IndexFormatError(f"{path} is missing: the index is damaged")
+    if (size := path.stat().st_size) != entry["bytes"]:
+        raise IndexFormatError(
+            f"{path} has {size} bytes, expected {entry['bytes']}: the index is damaged"
+        )
+
+
+def check_file(path: Path, entry: Mapping[str, Any]) -> None:
+    """Read a file whole and compare it with its entry in the manifest.
+
+    Raises:
+        IndexFormatError: naming the file, if one byte differs.
+    """
+    check_size(path, entry)
+    if file_entry(path) != entry:
+        raise IndexFormatError(
+            f"{path} is damaged: it differs from the manifest's hash; run e2rank repair, or "
+            "restore the file"
+        )
+
+
 @contextlib.contextmanager
 def one_writer(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the system lets go of it when a process dies.
 
+    The lock names its holder. One that is there and not held was left by a process that was
+    killed: it is taken over, and said so.
+
     Raises:
         IndexFormatError: if another process is writing.
     """
-    locked = False
-    with (folder / LOCK).open("w") as file:
-        with contextlib.suppress(BlockingIOError):
+    path = folder / LOCK
+    with path.open("a+", encoding="utf-8") as file:
+        try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = _is_at(file, folder / LOCK)
-        if not locked:
+        except BlockingIOError:
             raise IndexFormatError(
-                f"{folder} is being written by another process; wait for it to end"
+                f"{folder} is being written by {_holder(path)}; wait for it to end"
+            ) from None
+        if not _is_at(file, path):
+            raise IndexFormatError(f"{folder} was being written just now; try again")
+        if file.tell():
+            _log.warning(
+                "%s was left locked by %s, which is gone; what it had not committed is dropped or "
+                "resumed",
+                folder,
+                _holder(path),
             )
+        file.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+        file.flush()
         try:
             yield
         finally:
-            (folder / LOCK).unlink(missing_ok=True)
+            # One that stays is not held, and is taken over.
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _holder(path: Path) -> str:
+    """Who wrote the lock, as far as it can be read."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {fields['pid']} on {fields['host']}"
+    except (OSError, ValueError, TypeError, KeyError):
+        return "another process"
 
 
 def _is_at(file: IO[str], path: Path) -> bool:

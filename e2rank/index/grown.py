@@ -54,16 +54,16 @@ class GrownArray(GrownFile):
 
     def __init__(self, path: Path, kind: str, row: tuple[int, ...]) -> None:
         super().__init__(path)
-        self._kind, self._row = kind, row
+        self.kind, self._row = kind, row
 
     def rows(self, size: int) -> int:
         """How many rows a file of `size` bytes holds."""
-        return (size - HEADER) // (np.dtype(self._kind).itemsize * math.prod(self._row))
+        return (size - HEADER) // (np.dtype(self.kind).itemsize * math.prod(self._row))
 
     def finish(self, size: int) -> None:
         """Write the header of a file of `size` bytes, and make it durable."""
         shape = (self.rows(size), *self._row)
-        fields = f"{{'descr': '{self._kind}', 'fortran_order': False, 'shape': {shape}, }}"
+        fields = f"{{'descr': '{self.kind}', 'fortran_order': False, 'shape': {shape}, }}"
         header = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
         with self.path.open("rb+") as file:
             file.write(header + fields.ljust(HEADER - 11).encode() + b"\n")

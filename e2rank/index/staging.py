@@ -18,6 +18,8 @@ from e2rank.index.files import write_atomically
 from e2rank.index.grown import GrownArray, GrownFile
 from e2rank.index.manifest import EncoderInfo
 
+_RAW = {"float32": "<f4", "float16": "<f2"}
+
 
 @dataclass(slots=True)
 class Progress:
@@ -46,7 +48,8 @@ class Staging:
     def __init__(self, folder: Path, settings: dict[str, Any], encoder: EncoderInfo) -> None:
         """Use `folder`, which may hold an earlier part of the same build."""
         self.folder = folder
-        self.arrays = {"vectors": GrownArray(folder / "vectors.npy", "<f4", (encoder.dim,))}
+        raw = _RAW[settings["config"]["raw"]]
+        self.arrays = {"vectors": GrownArray(folder / "vectors.npy", raw, (encoder.dim,))}
         if encoder.token_dim:
             self.arrays["tokens"] = GrownArray(folder / "tokens.npy", "|i1", (encoder.token_dim,))
             self.arrays["token_ends"] = GrownArray(folder / "token_ends.npy", "<i8", ())
@@ -116,7 +119,10 @@ class Staging:
         `arrays` are rows for each of the build's arrays; `truncated` is how many documents this
         run has cut so far.
         """
-        data = {name: rows.tobytes() for name, rows in arrays.items()}
+        data = {
+            name: rows.astype(self.arrays[name].kind, copy=False).tobytes()
+            for name, rows in arrays.items()
+        }
         data["spool"] = "".join(_line(each) for each in documents).encode()
         progress = Progress(
             self.progress.done + len(documents),

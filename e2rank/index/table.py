@@ -1,24 +1,42 @@
 """Documents on disk: one SQLite table, row by row, read by row or by id."""
 
+import contextlib
+import errno
 import json
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from e2rank.documents import Document
+from e2rank.errors import IndexFormatError
+from e2rank.index.fields import matching_rows, write_fields
+from e2rank.where import Condition
 
 _SCHEMA = (
     "CREATE TABLE documents "
     "(row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT, text TEXT, metadata TEXT)"
 )
 _COLUMNS = "id, text, title, metadata"
+_DAMAGE = (
+    sqlite3.Error,
+    LookupError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 def write_table(path: Path, documents: Iterable[Document]) -> None:
-    """Write a new table in one transaction, so the same documents give the same bytes."""
+    """Write a new table in one transaction, so the same documents give the same bytes.
+
+    Raises:
+        OSError: if the disk is full.
+    """
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         # Nothing to roll back to: a file whose writing was cut short is thrown away.
@@ -33,7 +51,13 @@ def write_table(path: Path, documents: Iterable[Document]) -> None:
                 for row, each in enumerate(documents)
             ),
         )
+        sql = "SELECT row, metadata FROM documents WHERE metadata <> '{}'"
+        described = ((row, json.loads(text)) for row, text in connection.execute(sql))
+        write_fields(connection, described)
         connection.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        code = errno.ENOSPC if "disk is full" in str(error) else errno.EIO
+        raise OSError(code, str(error), str(path)) from error
     finally:
         connection.close()
 
@@ -41,58 +65,89 @@ def write_table(path: Path, documents: Iterable[Document]) -> None:
 class Table:
     """A written table, read-only; several threads may read it."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the table at `path`."""
-        address = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
-        self._connection = sqlite3.connect(address, uri=True, check_same_thread=False)
-        self._lock = threading.Lock()
+    def __init__(self, path: Path, count: int) -> None:
+        """Open the table of `count` rows at `path`.
 
-    def close(self) -> None:
-        """Let go of the file."""
-        self._connection.close()
-
-    def documents(self, rows: Sequence[int] | np.ndarray) -> list[Document]:
-        """Documents of these rows, in this order.
+        It is closed at the latest when nobody holds it any more. What a query meets of a damaged
+        file is said by every method.
 
         Raises:
-            IndexError: if there is no such row.
+            IndexFormatError: if there is none.
         """
+        self._path, self._count = path, count
+        address = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+        try:
+            self._connection = sqlite3.connect(address, uri=True, check_same_thread=False)
+        except sqlite3.OperationalError as error:
+            raise self._damaged(error) from error
+        self._lock = threading.Lock()
+        self.close = weakref.finalize(self, self._connection.close)
+
+    def matching(self, condition: Condition) -> np.ndarray:
+        """The (count,) bool mask of the rows whose metadata meet a condition."""
+        with self._reading() as connection:
+            return matching_rows(connection, condition, self._count)
+
+    def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
+        """The rows of those of these ids that the table has."""
+        found: dict[str, int] = {}
+        for start in range(0, len(ids), 500):
+            part = ids[start : start + 500]
+            marks = ",".join("?" * len(part))
+            sql = f"SELECT id, row FROM documents WHERE id IN ({marks})"
+            with self._reading() as connection:
+                found |= connection.execute(sql, part).fetchall()
+                if strange := [row for row in found.values() if not 0 <= row < self._count]:
+                    raise LookupError(f"it holds a row {strange[0]} of {self._count}")
+        return found
+
+    def ids(self) -> Iterator[tuple[int, str]]:
+        """Every row and its id, in row order; a page at a time."""
+        last = -1
+        while True:
+            sql = "SELECT row, id FROM documents WHERE row > ? ORDER BY row LIMIT 5000"
+            with self._reading() as connection:
+                page = connection.execute(sql, (last,)).fetchall()
+            if not page:
+                return
+            yield from page
+            last = page[-1][0]
+
+    def documents(self, rows: Sequence[int] | np.ndarray) -> list[Document]:
+        """Documents of these rows, in this order."""
         found: dict[int, Document] = {}
         wanted = [int(row) for row in rows]
         for start in range(0, len(wanted), 500):
             part = wanted[start : start + 500]
             marks = ",".join("?" * len(part))
             sql = f"SELECT row, {_COLUMNS} FROM documents WHERE row IN ({marks})"
-            with self._lock:
-                for row, *fields in self._connection.execute(sql, part):
+            with self._reading() as connection:
+                for row, *fields in connection.execute(sql, part):
                     found[row] = _document(fields)
-        missing = [row for row in wanted if row not in found]
-        if missing:
-            raise IndexError(f"the index has no row {missing[0]}")
+        if missing := [row for row in wanted if row not in found]:
+            raise self._damaged(f"it has no row {missing[0]}")
         return [found[row] for row in wanted]
 
-    def row_of(self, identifier: str) -> int | None:
-        """The row of the document with this id, or None."""
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for one thread at a time."""
         with self._lock:
-            found = self._connection.execute(
-                "SELECT row FROM documents WHERE id = ?", (identifier,)
-            ).fetchone()
-        return found[0] if found else None
+            try:
+                yield self._connection
+            except (sqlite3.ProgrammingError, UnicodeEncodeError):
+                raise  # of a table that was closed, or of what is asked for
+            except _DAMAGE as error:
+                raise self._damaged(error) from error
 
-    def __iter__(self) -> Iterator[Document]:
-        """Every document in row order; a page at a time, so other threads can read meanwhile."""
-        last = -1
-        while True:
-            sql = f"SELECT row, {_COLUMNS} FROM documents WHERE row > ? ORDER BY row LIMIT 500"
-            with self._lock:
-                page = self._connection.execute(sql, (last,)).fetchall()
-            if not page:
-                return
-            for _, *fields in page:
-                yield _document(fields)
-            last = page[-1][0]
+    def _damaged(self, what: object) -> IndexFormatError:
+        return IndexFormatError(f"{self._path} is damaged: {what}; restore the file")
 
 
 def _document(fields: Sequence[str]) -> Document:
+    if not all(isinstance(each, str) for each in fields):
+        raise TypeError("a document is no text")
     identifier, text, title, metadata = fields
-    return Document(identifier, text, title, json.loads(metadata))
+    described = json.loads(metadata)
+    if not isinstance(described, dict):
+        raise TypeError("a document's metadata is no mapping")
+    return Document(identifier, text, title, described)

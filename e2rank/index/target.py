@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from e2rank.errors import IndexFormatError
@@ -9,7 +10,16 @@ from e2rank.index.files import LOCK
 from e2rank.index.manifest import NAME, Manifest
 
 PARTIAL = ".partial"
-_SEGMENT = re.compile(rf"\d{{6}}({re.escape(PARTIAL)})?")
+"""Ends the folder of a segment that a build has begun, and may resume."""
+
+ADDING = ".adding"
+"""Ends the folder of a segment that a writer has begun, and nobody resumes."""
+
+DELETED = "deleted"
+_SEGMENT = re.compile(rf"\d{{6,}}({re.escape(PARTIAL)}|{re.escape(ADDING)})?")
+_DELETIONS = re.compile(r"\d{6,}-\d+\.npy(\.part)?")
+_MAKING = re.compile(r"progress\.json|documents\.jsonl|dense\.faiss|.*\.part")
+_ADAPTER = re.compile(rf"adapter-\d{{6,}}({re.escape(PARTIAL)})?")
 
 
 def check_folder(folder: Path, *, replace: bool) -> None:
@@ -39,11 +49,45 @@ def taken(folder: Path, manifest: Manifest) -> ValueError:
     )
 
 
-def clean(segments: Path, keep: set[str]) -> None:
-    """Remove segments that no manifest names: left by a build killed at its very end."""
-    for path in segments.iterdir() if segments.is_dir() else ():
-        if path.name not in keep and _is_segment(path):
-            shutil.rmtree(path)
+def clean(folder: Path, manifest: Manifest | None, keep: Collection[str] = ()) -> None:
+    """Remove what builds and commits leave when they are killed, or when others replace it.
+
+    Args:
+        folder: of the index, whose lock is held.
+        manifest: what the index is made of now, if there is one.
+        keep: further paths inside the folder.
+    """
+    named = set(keep)
+    for file in manifest.files if manifest else ():
+        parts = file.split("/")
+        named |= {"/".join(parts[:length]) for length in range(1, len(parts) + 1)}
+    places = [(folder / "segments", _SEGMENT), (folder / DELETED, _DELETIONS), (folder, _ADAPTER)]
+    places += [(folder / each.folder, _MAKING) for each in (manifest.segments if manifest else ())]
+    for parent, ours in places:
+        for path in parent.iterdir() if parent.is_dir() else ():
+            name = path.relative_to(folder).as_posix()
+            if name not in named and ours.fullmatch(path.name):
+                remove(path)
+
+
+def unfinished(folder: Path, manifest: Manifest) -> list[Path]:
+    """The segments of builds that were killed, even after the last rename, and can be resumed."""
+    named = {segment.name for segment in manifest.segments}
+    return [
+        path
+        for path in (folder / "segments").iterdir()
+        if path.name not in named
+        and not path.name.endswith(ADDING)
+        and (path / "progress.json").exists()
+    ]
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def remove_empty(folder: Path) -> None:

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -81,17 +80,17 @@ class Tokens:
                 segment / "tokens.npy", f"{self._rows.shape}, expected {expected} by token_ends.npy"
             )
 
+    def in_order(self) -> bool:
+        """Whether each document's rows end where they began, or after."""
+        return bool((np.diff(self._ends, prepend=0) >= 0).all())
+
     def packed(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `Store.tokens_packed`.
+        """As `Store.tokens_packed`, of rows that there are.
 
         Raises:
-            IndexError: if there is no such row.
             IndexFormatError: if the ends of these rows are damaged.
         """
         wanted = np.asarray(rows, dtype=np.int64)
-        strange = (wanted < 0) | (wanted >= len(self._ends))
-        if strange.any():
-            raise IndexError(f"the index has no row {wanted[strange][0]}")
         stops = self._ends[wanted]
         starts = np.where(wanted > 0, self._ends[wanted - 1], 0)
         if ((starts < 0) | (starts > stops) | (stops > len(self._rows))).any():
@@ -102,12 +101,6 @@ class Tokens:
         offsets = np.zeros(len(wanted) + 1, dtype=np.int64)
         np.cumsum(stops - starts, out=offsets[1:])
         return np.concatenate(parts), offsets
-
-    def matrices(self, rows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-        """As `Store.tokens`."""
-        packed, offsets = self.packed(rows)
-        floats = np.divide(packed, np.float32(STEPS), dtype=np.float32)
-        return [floats[start:stop] for start, stop in pairwise(offsets.tolist())]
 
 
 def _mapped(path: Path, kind: type[np.generic], dimensions: int) -> np.ndarray:

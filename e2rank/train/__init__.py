@@ -1,9 +1,11 @@
 """Training: listwise prompts, token heads, and adapters of an index to its own corpus."""
 
-from e2rank.train.adapt import AdaptConfig, Adapted, adapt, remove_adapter
+from e2rank.train.adapt import Adapted, adapt
 from e2rank.train.config import TrainConfig
 from e2rank.train.late import LateConfig, train_tokens
 from e2rank.train.loop import train
+from e2rank.train.place import remove_adapter
+from e2rank.train.querymap import AdaptConfig
 
 __all__ = [
     "AdaptConfig",

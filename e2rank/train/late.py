@@ -19,6 +19,7 @@ from e2rank.encoders.torch import TorchEncoder
 from e2rank.errors import CorpusError
 from e2rank.train.examples import Example, read_lists
 from e2rank.train.losses import soft_kl
+from e2rank.train.ranges import check_ranges
 
 _log = logging.getLogger("e2rank")
 
@@ -76,12 +77,8 @@ class LateConfig:
         if not self.data:
             raise ValueError("data is empty; name at least one file of examples")
         counts = dict.fromkeys(("token_dim", "token_layers", "lists", "steps"), 1)
-        for name, least in (counts | {"warmup": 0, "weight_decay": 0}).items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        for name in ("learning_rate", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        least = counts | {"warmup": 0, "weight_decay": 0}
+        check_ranges(self, least, ("learning_rate", "temperature"))
         if not 0.0 <= self.fusion_weight <= 1.0:
             raise ValueError(f"fusion_weight is {self.fusion_weight}; it must be in [0, 1]")
 

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from e2rank.train.masked import check_positive, fill, full, mean_counted
+
 Divergence = Literal["forward", "reverse", "symmetric"]
 
 
@@ -30,39 +32,14 @@ def _lists(scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
         )
     if mask.dtype != torch.bool:
         raise ValueError(f"mask is {mask.dtype}; it must be bool, True for a real document")
-    return torch.where(mask, _full(scores), 0), torch.where(mask, labels.detach(), 0)
-
-
-def _full(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
-
-
-def _positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} is {value}; it must be above 0")
-
-
-def _mean(losses: Tensor, counted: Tensor, weights: Tensor | None) -> Tensor:
-    """Mean of the (b,) losses that are counted; 0, still differentiable, where none is."""
-    losses = torch.where(counted, losses, 0)
-    if weights is not None:
-        losses = losses * torch.where(counted, weights.to(losses), 0)
-    return losses.sum() / counted.sum().clamp(min=1)
+    return torch.where(mask, full(scores), 0), torch.where(mask, labels.detach(), 0)
 
 
 def _pair_mean(losses: Tensor, pairs: Tensor, weights: Tensor | None) -> Tensor:
     """Mean over lists of the mean of (b, n, n) losses over each list's pairs."""
     count = pairs.sum((1, 2))
     totals = torch.where(pairs, losses, 0).sum((1, 2))
-    return _mean(totals / count.clamp(min=1), count > 0, weights)
-
-
-def _fill(values: Tensor, mask: Tensor) -> Tensor:
-    """Values with the lowest finite number at every masked place.
-
-    Not -inf: the softmax of a list without documents would be NaN.
-    """
-    return torch.where(mask, values, torch.finfo(values.dtype).min)
+    return mean_counted(totals / count.clamp(min=1), count > 0, weights)
 
 
 def _differences(values: Tensor) -> Tensor:
@@ -93,114 +70,6 @@ def ranks(labels: Tensor, mask: Tensor) -> Tensor:
     tensor([[2, 1, 2, 4]])
     """
     return torch.where(mask, 1 + _preferred(labels, mask).sum(1), 0)
-
-
-def _logits(
-    queries: Tensor, documents: Tensor, positives: Tensor, temperature: float, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(b, m) cosines over temperature, and where the positive and the negatives stand."""
-    _positive("temperature", temperature)
-    shape = (len(queries), len(documents))
-    allowed = torch.ones(shape, dtype=torch.bool, device=queries.device) if mask is None else mask
-    if allowed.shape != shape or allowed.dtype != torch.bool:
-        raise ValueError(
-            f"mask is {allowed.dtype} {tuple(allowed.shape)}; for {shape[0]} queries and "
-            f"{shape[1]} documents it must be bool {shape}"
-        )
-    positive = positives[:, None] == torch.arange(len(documents), device=queries.device)
-    if not positive.any(1).all():
-        raise ValueError(f"a positive is outside 0..{len(documents) - 1}, the rows of documents")
-    negative = allowed & ~positive
-    # A document that nobody looks at must not reach the others through the product.
-    used = (positive | negative).any(0)[:, None]
-    cosines = _full(queries) @ torch.where(used, _full(documents), 0).T
-    return cosines / temperature, positive, negative
-
-
-def infonce(
-    queries: Tensor,
-    documents: Tensor,
-    positives: Tensor,
-    temperature: float,
-    mask: Tensor | None = None,
-    *,
-    weights: Tensor | None = None,
-) -> Tensor:
-    """Cross-entropy of each query's positive among its positive and its allowed negatives.
-
-    Args:
-        queries: (b, d) float, unit rows.
-        documents: (m, d) float, unit rows: those of the whole batch.
-        positives: (b,) int64, each query's positive among the documents.
-        temperature: divides the cosines.
-        mask: (b, m) bool, negatives that a query may use; all unless told. Whether it allows the
-            positive does not matter.
-        weights: (b,) float of the queries.
-    Returns:
-        Scalar, the mean over the queries that have a negative.
-    Source: van den Oord et al. 2018, arXiv 1807.03748.
-    """
-    logits, positive, negative = _logits(queries, documents, positives, temperature, mask)
-    picked = torch.where(positive, logits, 0).sum(1)
-    losses = torch.logsumexp(_fill(logits, positive | negative), 1) - picked
-    return _mean(losses, negative.any(1), weights)
-
-
-def contrastive(
-    queries: Tensor,
-    documents: Tensor,
-    positives: Tensor,
-    temperature: float,
-    mask: Tensor | None = None,
-    *,
-    weight: Literal["softmax", "sigmoid", "none"] = "softmax",
-    weights: Tensor | None = None,
-) -> Tensor:
-    """A contrastive loss whose gradient is (how much) x (which way), with a choice of how much.
-
-    With z = cosine / temperature the gradient of one query's loss is -W+ dz+ + sum_j W_j dz_j over
-    its k allowed negatives, every W a constant:
-
-    - softmax: W+ = 1 - p+ and W_j = p_j with p = softmax(z), which is `infonce`; how hard a
-      document is pushed depends on the batch.
-    - sigmoid: W+ = sigmoid(-z+) and W_j = sigmoid(z_j) / k; it depends on the document alone.
-    - none: W+ = 1 and W_j = 1 / k.
-
-    The value is the loss that has this gradient: cross-entropy; softplus(-z+) + mean softplus(z_j);
-    mean z_j - z+.
-
-    Args: as those of `infonce`.
-    Returns:
-        Scalar, the mean over the queries that have a negative.
-    Raises:
-        ValueError: if weight is none of the three.
-    Source: Supervised Fine-Tuning or Contrastive Learning?, arXiv 2510.14824. Dividing by k is
-    ours, so that the positive and its negatives pull alike whatever their number.
-    """
-    logits, positive, negative = _logits(queries, documents, positives, temperature, mask)
-    up, down, values = _pull(weight, logits.detach(), positive, negative)
-    moved = torch.where(negative, down * logits, 0).sum(1)
-    moved = moved - torch.where(positive, up * logits, 0).sum(1)
-    # The value of the loss, with the gradient of the weighted scores.
-    return _mean(values + (moved - moved.detach()), negative.any(1), weights)
-
-
-def _pull(
-    weight: str, logits: Tensor, positive: Tensor, negative: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights (b, m) of the positive and of the negatives, and the (b,) values of the loss."""
-    share = negative / negative.sum(1, keepdim=True).clamp(min=1)
-    if weight == "softmax":
-        logs = _fill(logits, positive | negative).log_softmax(1)
-        return 1 - logs.exp(), logs.exp(), -torch.where(positive, logs, 0).sum(1)
-    if weight == "sigmoid":
-        costs = torch.where(positive, -functional.logsigmoid(logits), 0)
-        costs = costs - share * functional.logsigmoid(-logits)
-        return (-logits).sigmoid(), share * logits.sigmoid(), costs.sum(1)
-    if weight == "none":
-        costs = share * logits - torch.where(positive, logits, 0)
-        return torch.ones_like(logits), share, costs.sum(1)
-    raise ValueError(f"weight is {weight!r}; expected 'softmax', 'sigmoid' or 'none'")
 
 
 def ranknet(
@@ -286,7 +155,7 @@ def skip_at(fraction: float, n: int) -> int:
 
 def _log_softmax(values: Tensor, mask: Tensor) -> Tensor:
     """Log probabilities among the real documents; 0 at masked places."""
-    return torch.where(mask, _fill(values, mask).log_softmax(1), 0)
+    return torch.where(mask, fill(values, mask).log_softmax(1), 0)
 
 
 def listnet(
@@ -298,7 +167,9 @@ def listnet(
     """
     scores, labels = _lists(scores, labels, mask)
     teacher = _log_softmax(labels.to(scores), mask).exp()
-    return _mean(-(teacher * _log_softmax(scores, mask)).sum(1), _learnable(labels, mask), weights)
+    return mean_counted(
+        -(teacher * _log_softmax(scores, mask)).sum(1), _learnable(labels, mask), weights
+    )
 
 
 def soft_kl(
@@ -320,8 +191,8 @@ def soft_kl(
         ValueError: if kind is none of the three.
     Source: UniME-V2, arXiv 2510.13515 (symmetric).
     """
-    _positive("student_temperature", student_temperature)
-    _positive("teacher_temperature", teacher_temperature)
+    check_positive("student_temperature", student_temperature)
+    check_positive("teacher_temperature", teacher_temperature)
     scores, labels = _lists(scores, labels, mask)
     student = _log_softmax(scores / student_temperature, mask)
     teacher = _log_softmax(labels.to(scores) / teacher_temperature, mask)
@@ -330,7 +201,7 @@ def soft_kl(
     kinds = {"forward": forward, "reverse": reverse, "symmetric": (forward + reverse) / 2}
     if kind not in kinds:
         raise ValueError(f"kind is {kind!r}; expected 'forward', 'reverse' or 'symmetric'")
-    return _mean(kinds[kind], _learnable(labels, mask), weights)
+    return mean_counted(kinds[kind], _learnable(labels, mask), weights)
 
 
 def distil(
@@ -370,8 +241,8 @@ def listmle(
     scores, labels = _lists(scores, labels, mask)
     # Of document i's row: the documents still to be placed when it is, itself among them.
     rest = mask[:, None, :] & ~_before(labels, mask).mT
-    losses = torch.logsumexp(_fill(scores[:, None, :], rest), 2) - scores
-    return _mean(torch.where(mask, losses, 0).sum(1), _learnable(labels, mask), weights)
+    losses = torch.logsumexp(fill(scores[:, None, :], rest), 2) - scores
+    return mean_counted(torch.where(mask, losses, 0).sum(1), _learnable(labels, mask), weights)
 
 
 def irpo(
@@ -403,18 +274,18 @@ def irpo(
         ValueError: if gain is neither, or is exponential and a label is below 0.
     Source: IRPO, arXiv 2504.15477.
     """
-    _positive("beta", beta)
+    check_positive("beta", beta)
     scores, labels = _lists(scores, labels, mask)
     places = ranks(labels, mask)
     anchors = 0 if reference is None else torch.where(mask, reference.detach().to(scores), 0)
     rewards = beta * (scores - anchors)
     itself = torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
-    others = _fill(rewards[:, None, :], mask[:, None, :] & ~itself)
+    others = fill(rewards[:, None, :], mask[:, None, :] & ~itself)
     size = mask.sum(1, keepdim=True).to(scores)
     lead = rewards + (size - 1).clamp(min=1).log() - torch.logsumexp(others, 2)
     share = _gains(labels.to(scores), gain) / torch.log2(1 + places.clamp(min=1).to(scores))
     losses = torch.where(mask, -share * functional.logsigmoid(lead), 0).sum(1)
-    return _mean(losses / size.squeeze(1).clamp(min=1), _learnable(labels, mask), weights)
+    return mean_counted(losses / size.squeeze(1).clamp(min=1), _learnable(labels, mask), weights)
 
 
 def _gains(labels: Tensor, gain: str) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from e2rank.train.config import TrainConfig
-from e2rank.train.losses import LISTWISE, infonce
+from e2rank.train.contrastive import infonce
+from e2rank.train.losses import LISTWISE
 from e2rank.train.sampling import ListBatch
 
 

@@ -22,7 +22,7 @@ SENTENCE_WORDS = (5, 40)
 BOILERPLATE = 0.01
 """Share of the documents in which a sentence may stand and still be one document's own."""
 
-_WORD = re.compile(r"\w+")
+WORD = re.compile(r"\w+")
 _STOP = re.compile(r"[.!?]+[\"'\u201d\u2019)\]]*\s+|\s*\n\s*\n\s*")
 _ABBREVIATION = re.compile(
     r"(?:\b[^\W\d_]|\b(?:e\.g|i\.e|al|approx|cf|ca|dr|eq|eqs|etc|fig|figs|inc|jr|ltd|mr|mrs|ms|no"
@@ -38,12 +38,12 @@ class PseudoQuery:
     Args:
         text: one line, not blank.
         id: the document's.
-        kind: whether it is its title or one of its sentences.
+        kind: whether it is its title, one of its sentences, or some of its words.
     """
 
     text: str
     id: str
-    kind: Literal["title", "sentence"]
+    kind: Literal["title", "sentence", "keywords"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +83,10 @@ def pseudo_queries(documents: Iterable[Document], *, most: int, seed: int) -> li
     if most < 1 or seed < 0:
         raise ValueError(f"most is {most} and seed {seed}; expected most >= 1 and seed >= 0")
     corpus = _Corpus()
-    drawn = _drawn(corpus.counting(documents), 2 * most, np.random.default_rng(seed))
+    sample = drawn(corpus.counting(documents), 2 * most, np.random.default_rng(seed))
     found: dict[str, PseudoQuery] = {}
     # Round by round: the first of every document, then the second of every document.
-    for row in zip_longest(*map(corpus.queries, drawn)):
+    for row in zip_longest(*map(corpus.queries, sample)):
         for query in filter(None, row):
             found.setdefault(_plain(query.text), query)
             if len(found) == most:
@@ -171,7 +171,7 @@ def _ends(text: str, stop: re.Match[str], cased: bool) -> bool:
 def _one_line(text: str) -> Iterator[str]:
     """The text with single spaces and without a stop that stands alone, unless that is blank."""
     line = re.sub(r"\s+\.$", "", " ".join(text.split()))
-    if _WORD.search(line):
+    if WORD.search(line):
         yield line
 
 
@@ -186,7 +186,7 @@ class _Corpus:
     def counting(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
             self.count += 1
-            self.words.update(set(_WORD.findall(document.body.lower())))
+            self.words.update(set(WORD.findall(document.body.lower())))
             texts = [*_one_line(document.title), *sentences(document.text)]
             self.repeats.update({_hash(text) for text in texts})
             yield document
@@ -202,7 +202,7 @@ class _Corpus:
         ]
 
     def _fit(self, text: str, bounds: tuple[int, int]) -> bool:
-        words = _WORD.findall(text)
+        words = WORD.findall(text)
         spelt = sum(any(map(str.isalpha, word)) for word in words)
         often = self.repeats[_hash(text)]
         return (
@@ -222,27 +222,27 @@ def salience(text: str, frequencies: Mapping[str, int], count: int) -> float:
         frequencies: in how many documents each word (in lower case) stands.
         count: documents.
     """
-    words = _WORD.findall(text.lower())
+    words = WORD.findall(text.lower())
     idf = [math.log((1 + count) / (1 + frequencies.get(word, 0))) for word in sorted(set(words))]
     return sum(idf) / len(words)
 
 
-def _drawn(documents: Iterable[Document], most: int, random: np.random.Generator) -> list[Document]:
+def drawn(documents: Iterable[Document], most: int, random: np.random.Generator) -> list[Document]:
     """At most `most` of the documents, each set of them as likely, in random order."""
-    drawn: list[Document] = []
+    kept: list[Document] = []
     for number, document in enumerate(documents):
         # Reservoir sampling: document number n stays with the probability most / (n + 1).
         place = int(random.integers(number + 1))
-        if len(drawn) < most:
-            drawn.append(document)
+        if len(kept) < most:
+            kept.append(document)
         elif place < most:
-            drawn[place] = document
-    return [drawn[place] for place in random.permutation(len(drawn)).tolist()]
+            kept[place] = document
+    return [kept[place] for place in random.permutation(len(kept)).tolist()]
 
 
 def _plain(text: str) -> str:
     """What two texts share that differ in case and marks only."""
-    return " ".join(_WORD.findall(text.lower()))
+    return " ".join(WORD.findall(text.lower()))
 
 
 def _hash(text: str) -> int:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from e2rank.train.losses import LISTWISE, infonce
+from e2rank.train.contrastive import infonce
+from e2rank.train.losses import LISTWISE
 
 _log = logging.getLogger("e2rank")
 

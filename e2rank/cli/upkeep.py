@@ -1,0 +1,135 @@
+"""Commands that change an index, look after it and move it to another encoder."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from e2rank.cli import options
+from e2rank.cli.commands import Folder, Moved, app
+from e2rank.cli.output import print_json, progress
+from e2rank.config import IndexConfig, load_recipe
+from e2rank.corpus import read_corpus
+from e2rank.engine import Engine
+from e2rank.errors import IndexFormatError
+from e2rank.index import Store, Writer
+from e2rank.index.verify import check, damage
+from e2rank.index.verify import repair as repair_index
+from e2rank.migrate import migrate as migrate_index
+
+Corpus = Annotated[Path, typer.Argument(help="A BEIR folder, a .jsonl or a .jsonl.gz.")]
+
+
+@app.command()
+def add(folder: Folder, corpus: Corpus, encoder: Moved = None, json: options.Json = False) -> None:
+    """Add documents to an index; one whose id is there already takes its place."""
+    with Engine.open(folder, encoder) as engine:
+        before = len(engine)
+        with progress("documents", None) as done:
+            added = engine.add(read_corpus(corpus), progress=done)
+        replaced = before + added - len(engine)
+        fields = {"added": added - replaced, "replaced": replaced, "documents": len(engine)}
+    _tell(fields, as_json=json)
+
+
+@app.command()
+def delete(
+    folder: Folder,
+    ids: Annotated[list[str], typer.Argument(help="Ids of documents.")],
+    json: options.Json = False,
+) -> None:
+    """Delete documents of an index by id."""
+    with _writing(folder) as writer:
+        deleted = writer.delete(ids)
+        left = len(writer.commit() if writer.changed else writer.base)
+    fields = {"deleted": deleted, "not there": len(set(ids)) - deleted, "documents": left}
+    _tell(fields, as_json=json)
+
+
+@app.command()
+def compact(folder: Folder, json: options.Json = False) -> None:
+    """Merge an index into one segment, without what is deleted."""
+    with _writing(folder) as writer:
+        before = writer.base.manifest.bytes
+        writer.compact()
+        after = writer.commit() if writer.changed else writer.base
+    fields = {
+        "documents": len(after),
+        "segments": len(after.segments),
+        "bytes before": before,
+        "bytes": after.manifest.bytes,
+    }
+    _tell(fields, as_json=json)
+
+
+@app.command()
+def verify(folder: Folder, json: options.Json = False) -> None:
+    """Read every byte of an index, compare hashes, and prove that its parts fit together."""
+    found = damage(folder)
+    if not found:
+        with Store.open(folder) as store:
+            check(store)
+            fields = {"files": len(store.manifest.files), "documents": len(store)}
+    if json:
+        print_json({"damaged": found} if found else {"damaged": {}, **fields})
+    elif not found:
+        _tell(fields, as_json=False)
+    if found:
+        for line in found.values():
+            typer.echo(f"error: {line}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def repair(folder: Folder, json: options.Json = False) -> None:
+    """Build again what can be built from the rest of an index."""
+    done = repair_index(folder)
+    if json:
+        print_json({"rebuilt": done.rebuilt, "left": done.left})
+    else:
+        for name in done.rebuilt:
+            typer.echo(f"rebuilt {name}")
+        if not done.rebuilt and not done.left:
+            typer.echo("nothing to repair")
+    if done.left:
+        raise IndexFormatError(
+            f"{len(done.left)} damaged files cannot be made from others, so restore them from a "
+            f"copy or build the index again: {', '.join(done.left)}"
+        )
+
+
+@app.command()
+def migrate(
+    old: Annotated[Path, typer.Argument(help="The index; it is only read.")],
+    new: Annotated[Path, typer.Argument(help="The folder of the new one.")],
+    encoder: Annotated[str, typer.Option(help="As for `index`.")],
+    recipe: Annotated[
+        Path | None, typer.Option(help="TOML with fields of IndexConfig; as OLD if not given.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Encode an index's documents again for another encoder; repeat it to continue or catch up."""
+    config = load_recipe(IndexConfig, recipe) if recipe else None
+    with (
+        progress("documents", None) as done,
+        migrate_index(old, new, encoder, config, progress=done) as engine,
+    ):
+        fields = {"documents": len(engine), "encoder": engine.encoder.name}
+    _tell(fields, as_json=json)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[Writer]:
+    """A writer, for changes that need no model."""
+    with Store.open(folder) as store, Writer(store) as writer:
+        yield writer
+
+
+def _tell(fields: Mapping[str, object], *, as_json: bool) -> None:
+    if as_json:
+        print_json({name.replace(" ", "_"): value for name, value in fields.items()})
+        return
+    for name, value in fields.items():
+        typer.echo(f"{name:12} {value:,}" if isinstance(value, int) else f"{name:12} {value}")

@@ -1,0 +1,171 @@
+"""One segment opened for reading: rows that came in together, searched by cosine."""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from e2rank.config import IndexConfig
+from e2rank.errors import IndexFormatError
+from e2rank.index import dense
+from e2rank.index.exact import Found, nearest, ordered
+from e2rank.index.files import check_file, check_size
+from e2rank.index.finish import CONTRACT, DENSE, TABLE
+from e2rank.index.manifest import Manifest, SegmentInfo
+from e2rank.index.table import Table
+from e2rank.index.tokens import Tokens
+from e2rank.where import Condition
+
+FEW = 20_000
+"""So many rows of a filter are scored one by one sooner than an approximate index is asked."""
+
+_REMEMBERED = 32
+"""Filters whose rows are kept."""
+
+
+class Segment:
+    """The files of one segment, which never change; several snapshots of an index may share it."""
+
+    def __init__(self, folder: Path, info: SegmentInfo, manifest: Manifest) -> None:
+        """Open a segment of the index in `folder`.
+
+        Sizes are compared with the manifest; of the files that say how to read others, the hash.
+
+        Raises:
+            IndexFormatError: naming the file that is missing or damaged.
+        """
+        self.name, self.count = info.name, info.count
+        self.files = {
+            name: entry
+            for name, entry in manifest.files.items()
+            if name.startswith(info.folder + "/")
+        }
+        for name, entry in self.files.items():
+            check_size(folder / name, entry)
+        self._path = where = folder / info.folder
+        config = manifest.index_config
+        dim, token_dim = manifest.encoder.dim, manifest.encoder.token_dim
+        _check_names(folder, info, self.files.keys(), token_dim)
+        self._config = IndexConfig(**{**manifest.config, "factory": info.factory})
+        check_file(where / CONTRACT, self.files[f"{info.folder}/{CONTRACT}"])
+        self.contract: dict[str, Any] = json.loads((where / CONTRACT).read_bytes())
+        self.vectors = _vectors(where / "vectors.npy", (self.count, dim), config.raw)
+        self._faiss = None
+        if info.factory != "Flat":
+            # FAISS trusts what it reads, down to lengths and addresses.
+            check_file(where / DENSE, self.files[f"{info.folder}/{DENSE}"])
+            self._faiss = _faiss(where / DENSE, self._config, self.vectors.shape)
+        self.tokens = Tokens(where, self.count, token_dim) if token_dim else None
+        self.table = Table(where / TABLE, self.count)
+        self._masks: OrderedDict[Condition, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self.table.close()
+        self._faiss = None
+
+    def matching(self, condition: Condition) -> np.ndarray:
+        """The (count,) bool mask of the rows whose metadata meet a condition."""
+        with self._lock:
+            if (packed := self._masks.get(condition)) is not None:
+                self._masks.move_to_end(condition)
+                return np.unpackbits(packed, count=self.count).astype(bool)
+        mask = self.table.matching(condition)
+        with self._lock:
+            self._masks[condition] = np.packbits(mask)
+            if len(self._masks) > _REMEMBERED:
+                self._masks.popitem(last=False)
+        return mask
+
+    def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Found:
+        """The best rows of each query by cosine; rows of equal cosine come in row order.
+
+        An approximate factory decides which rows are found, and finds as many as are asked for
+        where there are so many; their scores are exact.
+
+        Args:
+            queries: (q, d) float32 unit rows.
+            k: rows to find.
+            allowed: (count,) bool, the rows that may be found; None for all.
+        Returns:
+            Scores (q, m) float32, best first, and rows (q, m) int64; m is k, or as many as are
+            allowed.
+        Raises:
+            IndexFormatError: if a row that is found holds a NaN or an infinity.
+        """
+        scores, rows = self._found(queries, k, allowed)
+        if not np.isfinite(scores).all():
+            raise IndexFormatError(
+                f"{self._path / 'vectors.npy'} is damaged: a row holds a NaN or an infinity; "
+                "restore the file"
+            )
+        return scores, rows
+
+    def _found(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Found:
+        count = self.count if allowed is None else int(np.count_nonzero(allowed))
+        k = min(k, count)
+        if self._faiss is None or (allowed is not None and count <= FEW):
+            return nearest(self.vectors, queries, k, allowed)
+        scores, rows = self._approximately(queries, k, allowed)
+        short = np.flatnonzero((rows < 0).any(axis=1))
+        if len(short):
+            scores[short], rows[short] = nearest(self.vectors, queries[short], k, allowed)
+        return scores, rows
+
+    def _approximately(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Found:
+        """What FAISS finds, by exact cosines; row -1 and score -inf where it finds too few."""
+        fetched = min(k * self._config.rescore, self.count)
+        rows = dense.search(self._faiss, queries, fetched, allowed, self._config)
+        if rows is None:
+            return nearest(self.vectors, queries, k, allowed)
+        found = self.vectors[np.maximum(rows, 0)].astype(np.float32, copy=False)
+        scores = np.where(rows < 0, -np.inf, np.einsum("qkd,qd->qk", found, queries))
+        return ordered(scores.astype(np.float32), rows, k)
+
+
+def _check_names(folder: Path, info: SegmentInfo, named: Collection[str], token_dim: int) -> None:
+    """Compare the files that the manifest names with those that such a segment has."""
+    names = [CONTRACT, TABLE, "vectors.npy"]
+    names += [DENSE] if info.factory != "Flat" else []
+    names += ["tokens.npy", "token_ends.npy"] if token_dim else []
+    needed = {f"{info.folder}/{name}" for name in names}
+    if missing := sorted(needed.difference(named)):
+        raise IndexFormatError(f"{folder} is damaged: its manifest names no {missing[0]}")
+    # Formats 1 and 2 have a FAISS index for "Flat" too.
+    if strange := sorted(set(named) - needed - {f"{info.folder}/{DENSE}"}):
+        raise IndexFormatError(f"{folder} is damaged: its manifest names {strange[0]} too")
+
+
+def _vectors(path: Path, shape: tuple[int, int], raw: str) -> np.ndarray:
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy raises what it likes
+        raise _damaged(path, error) from error
+    if vectors.shape != shape or vectors.dtype != np.dtype(raw):
+        raise IndexFormatError(
+            f"{path} is damaged: it holds {vectors.shape} {vectors.dtype}, expected {shape} {raw}"
+        )
+    # A plain view of the map: slicing a memmap costs several times as much.
+    return np.asarray(vectors)
+
+
+def _faiss(path: Path, config: IndexConfig, shape: tuple[int, int]) -> Any:
+    try:
+        index = dense.read(path, config)
+    except Exception as error:  # FAISS raises what it likes
+        raise _damaged(path, error) from error
+    if (index.ntotal, index.d) != shape:
+        raise IndexFormatError(
+            f"{path} is damaged: it holds {(index.ntotal, index.d)}, expected {shape}"
+        )
+    return index
+
+
+def _damaged(path: Path, error: Exception) -> IndexFormatError:
+    reason = [*str(error).strip().splitlines(), type(error).__name__][0]
+    return IndexFormatError(f"{path} is damaged: {reason}")

@@ -1,0 +1,361 @@
+"""Changing an index: new segments and deletions are written first, and seen at the commit."""
+
+import contextlib
+import dataclasses
+import io
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from e2rank.documents import Document, as_documents
+from e2rank.errors import IndexFormatError
+from e2rank.index.batches import BatchEncoder
+from e2rank.index.files import (
+    check_file,
+    file_entry,
+    one_writer,
+    sync_file,
+    sync_folder,
+    write_atomically,
+)
+from e2rank.index.finish import finish
+from e2rank.index.manifest import Manifest, SegmentInfo
+from e2rank.index.segment import Segment
+from e2rank.index.staging import Staging
+from e2rank.index.store import Store
+from e2rank.index.target import ADDING, DELETED, clean, remove, unfinished
+
+SMALL = 10_000
+"""Documents below which a segment needs no FAISS index: its rows are scored one by one."""
+
+MERGED = 8_192
+"""Documents copied at a time when segments are merged."""
+
+_log = logging.getLogger("e2rank")
+
+
+@dataclass(slots=True)
+class _Part:
+    """A segment as the next commit will have it."""
+
+    segment: Segment
+    info: SegmentInfo
+    files: dict[str, dict[str, Any]]
+    alive: np.ndarray
+    changed: bool = False
+
+    @property
+    def count(self) -> int:
+        return int(np.count_nonzero(self.alive))
+
+    def delete(self, rows: Sequence[int]) -> int:
+        """Mark rows as deleted; gives how many were not before."""
+        before = self.count
+        self.alive[rows] = False
+        deleted = before - self.count
+        self.changed |= deleted > 0
+        return deleted
+
+
+class Writer:
+    """The changes between two commits, by the one process that holds the index's lock.
+
+    Nothing is seen by others before `commit`, and all of it at once then. A writer that is closed,
+    or killed, before it commits leaves the index as it was.
+    """
+
+    def __init__(self, store: Store) -> None:
+        """Take the lock and begin at the newest commit, sharing with `store` what is the same.
+
+        Raises:
+            IndexFormatError: if it is no whole index, or another process is writing.
+            ValueError: if an unfinished build is there.
+        """
+        self.folder = folder = store.folder
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(one_writer(folder))
+            self.base = store.refreshed()
+            manifest = self.base.manifest
+            if builds := unfinished(folder, manifest):
+                raise ValueError(
+                    f"{folder} holds an unfinished build that is to replace it: finish that with "
+                    f"resume=True, or remove {builds[0]}"
+                )
+            clean(folder, manifest)
+            self._stack = stack.pop_all()
+        self._next, self._adapter = manifest.next_segment, manifest.adapter
+        self._adapter_files = {
+            name: entry
+            for name, entry in manifest.files.items()
+            if manifest.adapter and name.startswith(f"{manifest.adapter}/")
+        }
+        self._parts = [
+            _Part(
+                segment,
+                info,
+                {**segment.files, **_named(manifest, info.deletions)},
+                np.ones(info.count, dtype=bool) if alive is None else alive.copy(),
+            )
+            for segment, info, alive in zip(
+                self.base.segments, manifest.segments, self.base.live, strict=True
+            )
+        ]
+        self._changed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything to commit."""
+        return self._changed or any(part.changed for part in self._parts)
+
+    def close(self) -> None:
+        """Drop what is not committed, and let go of the lock."""
+        with self._stack:
+            self._clean()
+
+    def add(
+        self,
+        documents: Iterable[Document | Mapping[str, Any]],
+        encoder: BatchEncoder,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Write documents as a new segment; an id that is there already is replaced.
+
+        They are durable when this returns, and seen after the commit. Memory is bounded whatever
+        their number.
+
+        Returns:
+            How many were added.
+        Raises:
+            CorpusError: for a document that cannot be indexed, or an id given twice.
+            EncodingError: if a vector is not finite or of the wrong shape.
+            OSError: if the disk is full.
+        """
+        manifest, batch = self.base.manifest, self.base.manifest.index_config.batch
+        with self._staged(manifest) as staging:
+            checked, done = as_documents(documents), 0
+            while part := list(islice(checked, batch)):
+                staging.note(part, done)
+                arrays = encoder.batch(part, staging.token_rows)
+                staging.append(part, arrays, encoder.truncated())
+                done += len(part)
+                if progress is not None:
+                    progress(done)
+            new = self._finished(staging, small=True) if done else None
+        if new is None:
+            return 0
+        # All are found before the first is deleted: an error between would lose some.
+        replaced = [_shared(old, new) for old in self._parts]
+        for old, rows in zip(self._parts, replaced, strict=True):
+            old.delete(rows)
+        self._parts.append(new)
+        self._changed = True
+        return done
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Delete documents by id.
+
+        Returns:
+            How many of them were there.
+        """
+        wanted = list(dict.fromkeys(ids))
+        found = [list(part.segment.table.rows_of(wanted).values()) for part in self._parts]
+        return sum(part.delete(rows) for part, rows in zip(self._parts, found, strict=True))
+
+    def compact(self) -> None:
+        """Merge all segments into one, without what is deleted, its FAISS index by the factory."""
+        manifest = self.base.manifest
+        if len(self._parts) == 1 and self._parts[0].count == self._parts[0].info.count:
+            (only,) = self._parts
+            if only.info.factory == manifest.config["factory"]:
+                return
+        if any(part.count for part in self._parts):
+            self._parts = [self._merged(self._parts, small=False)]
+            self._changed = True
+
+    def put_adapter(self, write: Callable[[Path], object] | None) -> None:
+        """Give the index an adapter of its own, or take it away.
+
+        Args:
+            write: makes the adapter's folder and fills it; None for no adapter.
+        """
+        name, files = "", dict[str, dict[str, Any]]()
+        if write is not None:
+            name = f"adapter-{self.base.manifest.commit + 1:06d}"
+            folder = self.folder / name
+            if folder.exists():
+                remove(folder)
+            write(folder)
+            for path in sorted(folder.iterdir()):
+                sync_file(path)
+                files[f"{name}/{path.name}"] = file_entry(path)
+            sync_folder(folder)
+        self._adapter, self._adapter_files, self._changed = name, files, True
+
+    def commit(self) -> Store:
+        """Make all changes seen at once; small neighbours are merged on the way.
+
+        Returns:
+            The index as it is now, opened.
+        Raises:
+            OSError: if the disk is full. The index is as it was and the changes are still to be
+                committed, unless it was the last step that failed: then it is as it was to be, and
+                `changed` is False.
+        """
+        self._merge_small()
+        self._parts = [part for part in self._parts if part.count] or self._parts[:1]
+        commit = self.base.manifest.commit + 1
+        for part in self._parts:
+            if part.changed:
+                self._write_deletions(part, commit)
+        files = {name: entry for part in self._parts for name, entry in part.files.items()}
+        manifest = dataclasses.replace(
+            self.base.manifest,
+            segments=[part.info for part in self._parts],
+            files={**files, **self._adapter_files},
+            commit=commit,
+            next_segment=self._next,
+            adapter=self._adapter,
+        )
+        sync_folder(self.folder / "segments")
+        sync_folder(self.folder)
+        # Opened first: nothing may fail between the commit and its being known here.
+        new = Store(self.folder, manifest, [part.segment for part in self._parts])
+        try:
+            manifest.save(self.folder)
+        except BaseException:
+            if Manifest.load(self.folder) == manifest:
+                self._committed(new)
+            raise
+        self._committed(new)
+        self._clean()
+        return self.base
+
+    def _committed(self, new: Store) -> None:
+        self.base, self._changed = new, False
+        for part in self._parts:
+            part.changed = False
+
+    def _clean(self) -> None:
+        """Remove what the index does not need; what cannot be removed now is tried again later."""
+        try:
+            clean(self.folder, Manifest.load(self.folder))
+        except OSError as error:
+            _log.warning("%s: files that are no longer needed are left: %s", self.folder, error)
+
+    @contextlib.contextmanager
+    def _staged(self, manifest: Manifest) -> Any:
+        """A new segment's folder, which is gone again if anything goes wrong."""
+        number, self._next = self._next, self._next + 1
+        part = self.folder / "segments" / f"{number:06d}{ADDING}"
+        settings = {
+            "config": dataclasses.asdict(manifest.index_config),
+            "encoder": manifest.encoder.to_dict(),
+        }
+        staging = Staging(part, settings, manifest.encoder)
+        try:
+            staging.begin()
+            yield staging
+        finally:
+            staging.close()
+            staging.remove()
+
+    def _finished(self, staging: Staging, *, small: bool) -> _Part:
+        """The staged documents as a segment with all its files, opened."""
+        config, count = self.base.manifest.index_config, staging.progress.done
+        flat = dataclasses.replace(config, factory="Flat", nprobe=None, ef_search=None)
+        if small and count < SMALL:
+            config = flat
+        try:
+            entries = finish(staging, self.base.contract, config)
+        except ValueError as error:
+            _log.warning("%s; these %d documents are searched without", error, count)
+            config = flat
+            entries = finish(staging, self.base.contract, config)
+        final = staging.folder.with_name(staging.folder.name.removesuffix(ADDING))
+        for path in (staging.record, staging.spool):
+            path.unlink()
+        staging.folder.rename(final)
+        info = SegmentInfo(
+            name=final.name,
+            count=count,
+            truncated=staging.progress.truncated,
+            factory=config.factory,
+        )
+        files = {f"{info.folder}/{name}": entry for name, entry in entries.items()}
+        manifest = dataclasses.replace(
+            self.base.manifest, segments=[info], files=files, next_segment=self._next
+        )
+        segment = Segment(self.folder, info, manifest)
+        return _Part(segment, info, files, np.ones(count, dtype=bool))
+
+    def _merge_small(self) -> None:
+        """Merge the last segments, as long as the one before is at most twice what comes after it.
+
+        So an index that grows a document at a time has few segments, and no document is copied
+        often: both as the logarithm of its size. Larger segments are left to `compact`.
+        """
+        first, total = len(self._parts) - 1, self._parts[-1].count
+        while first > 0:
+            before = self._parts[first - 1].count
+            if before > 2 * total or before + total >= SMALL:
+                break
+            first, total = first - 1, total + before
+        if total and first < len(self._parts) - 1:
+            self._parts[first:] = [self._merged(self._parts[first:], small=True)]
+
+    def _merged(self, parts: Sequence[_Part], *, small: bool) -> _Part:
+        """One segment with what is left in several, whose bytes are checked: their hashes go."""
+        for part in parts:
+            for name, entry in part.segment.files.items():
+                check_file(self.folder / name, entry)
+        with self._staged(self.base.manifest) as staging:
+            done, cut = 0, sum(part.info.truncated for part in parts)
+            for part in parts:
+                rows, segment = np.flatnonzero(part.alive), part.segment
+                for start in range(0, len(rows), MERGED):
+                    own = rows[start : start + MERGED]
+                    documents = segment.table.documents(own)
+                    arrays = {"vectors": segment.vectors[own]}
+                    if segment.tokens is not None:
+                        packed, ends = segment.tokens.packed(own)
+                        arrays |= {"tokens": packed, "token_ends": staging.token_rows + ends[1:]}
+                    staging.note(documents, done)
+                    staging.append(documents, arrays, cut)
+                    done += len(documents)
+            return self._finished(staging, small=small)
+
+    def _write_deletions(self, part: _Part, commit: int) -> None:
+        """Write which rows of a segment are deleted, in a new file."""
+        folder, deleted = self.folder / DELETED, np.flatnonzero(~part.alive)
+        name, data = f"{DELETED}/{part.info.name}-{commit}.npy", io.BytesIO()
+        np.save(data, deleted.astype(np.int64))
+        folder.mkdir(exist_ok=True)
+        write_atomically(self.folder / name, data.getvalue())
+        part.files.pop(part.info.deletions, None)
+        part.files[name] = file_entry(self.folder / name)
+        part.info = dataclasses.replace(part.info, deleted=len(deleted), deletions=name)
+
+
+def _shared(old: _Part, new: _Part) -> list[int]:
+    """The rows of `old` whose ids `new` has too."""
+    ids, rows = (identifier for _, identifier in new.segment.table.ids()), list[int]()
+    while part := list(islice(ids, MERGED)):
+        rows += old.segment.table.rows_of(part).values()
+    return rows
+
+
+def _named(manifest: Manifest, name: str) -> dict[str, dict[str, Any]]:
+    if name and name not in manifest.files:
+        raise IndexFormatError(f"the manifest names no {name}")
+    return {name: manifest.files[name]} if name else {}

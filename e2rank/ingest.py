@@ -1,0 +1,82 @@
+"""An encoder as an index asks it for documents."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from e2rank.encoders import CutTexts, Encoder, Encoding, difference, token_fingerprint
+from e2rank.errors import EncoderMismatch
+from e2rank.index import BatchEncoder, EncoderInfo
+
+
+def info_of(encoder: Encoder) -> EncoderInfo:
+    """What an index keeps of its encoder."""
+    return EncoderInfo(
+        name=encoder.name,
+        fingerprint=encoder.fingerprint,
+        dim=encoder.contract.dim,
+        token_dim=encoder.contract.token_dim,
+        tokens=token_fingerprint(encoder),
+    )
+
+
+def check_same(encoder: Encoder, made: EncoderInfo, what: str) -> None:
+    """Refuse an encoder whose vectors do not belong in an index.
+
+    Args:
+        encoder: to be used on it.
+        made: what made it.
+        what: the index, for the message.
+    Raises:
+        EncoderMismatch: naming both, and where they differ.
+    """
+    if encoder.fingerprint != made.fingerprint:
+        differs = difference(made.fingerprint, encoder.fingerprint)
+        raise EncoderMismatch(
+            f"{what} was built by {made.name!r}, and {encoder.name!r} is another model "
+            f"(different {differs}): open it with {made.name!r}, or build it again"
+        )
+
+
+class Ingest:
+    """Counts the documents that are cut while an index is filled with what an encoder gives."""
+
+    def __init__(self, encoder: Encoder, made: EncoderInfo | None = None, what: str = "") -> None:
+        """Ask `encoder` for what an index holds: one that is there, or a new one.
+
+        Args:
+            encoder: reads documents.
+            made: what made the index; None for a new one.
+            what: the index, for messages.
+        Raises:
+            EncoderMismatch: if the index is another encoder's, or holds token vectors that this
+                one cannot add to.
+        """
+        self._encoder = encoder
+        self._cut = CutTexts(encoder.contract.document_tokens)
+        self._last: Encoding | None = None
+        if made is not None:
+            check_same(encoder, made, what)
+            if made.token_dim and made.tokens != token_fingerprint(encoder):
+                raise EncoderMismatch(
+                    f"{what} holds token vectors that {encoder.name!r} does not make: open it with "
+                    f"{made.name!r} to add to it"
+                )
+        info = made or info_of(encoder)
+        self.batches = BatchEncoder(
+            info,
+            self._vectors,
+            lambda: self._cut.cut,
+            self._tokens if info.token_dim else None,
+        )
+
+    def report(self) -> None:
+        """Log how many documents were longer than the encoder reads."""
+        self._cut.report()
+
+    def _vectors(self, texts: Sequence[str]) -> np.ndarray:
+        self._last = self._cut.counted(self._encoder.encode_documents(texts))
+        return self._last.vectors
+
+    def _tokens(self) -> Sequence[np.ndarray]:
+        return self._last.token_vectors if self._last else ()

@@ -1,0 +1,84 @@
+"""Moving an index to another encoder, while the old one goes on serving."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from e2rank.config import IndexConfig
+from e2rank.documents import Document
+from e2rank.encoders import Encoder
+from e2rank.engine import Engine
+from e2rank.index import Store
+
+_TOGETHER = 1000
+
+
+def migrate(
+    old: str | Path,
+    new: str | Path,
+    encoder: str | Path | Encoder,
+    config: IndexConfig | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Engine:
+    """Encode the documents of an index again into another, which may be there in part.
+
+    What is committed to the old index meanwhile is taken over at the end, so that both hold the
+    same documents when this returns. Called again it goes on where it was killed, or brings the
+    new index up to the old one.
+
+    Args:
+        old: an index; it is only read.
+        new: a new folder, or one that an earlier call began.
+        encoder: see `load_encoder`.
+        config: how the new index is built; as the old one unless given.
+        progress: called with the number of documents encoded, once a batch.
+    Returns:
+        The new index, opened.
+    Raises:
+        CorpusError: if the old index changed before an interrupted first pass could be resumed.
+        EncoderMismatch: if `new` is an index of another encoder.
+        ValueError: if the old index is empty, or `new` is `old`.
+    """
+    if Path(old).resolve() == Path(new).resolve():
+        raise ValueError(f"{new} is the index itself; choose a new folder")
+    with Store.open(Path(old)) as source:
+        if not (Path(new) / "manifest.json").exists():
+            how = config or source.manifest.index_config
+            Engine.build(source, new, encoder, how, resume=True, progress=progress).close()
+    engine = Engine.open(new, encoder)
+    try:
+        while not _caught_up(engine, Path(old)):
+            pass
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _caught_up(engine: Engine, old: Path) -> bool:
+    """Take over what differs; whether that is all, and nothing was committed meanwhile."""
+    with Store.open(old) as source:
+        changed = engine.add(_differing(engine.store, source), commit=False)
+        changed += engine.delete(_gone(engine.store, source), commit=False)
+        engine.commit()
+        commit = source.manifest.commit
+    if changed:
+        return False
+    with Store.open(old) as newest:
+        return newest.manifest.commit == commit
+
+
+def _differing(there: Store, source: Store) -> Iterator[Document]:
+    """Documents that are not, or not so, in the new index."""
+    documents = iter(source)
+    while part := list(islice(documents, _TOGETHER)):
+        rows = there.rows_of([each.id for each in part])
+        known = dict(zip(rows, there.documents(list(rows.values())), strict=True))
+        yield from (each for each in part if known.get(each.id) != each)
+
+
+def _gone(there: Store, source: Store) -> Iterator[str]:
+    """Ids in the new index that the old one has no more."""
+    documents = iter(there)
+    while part := [each.id for each in islice(documents, _TOGETHER)]:
+        yield from sorted(set(part) - source.rows_of(part).keys())

@@ -1,0 +1,314 @@
+"""Adding, replacing, deleting, filtering: what is seen, by whom, and when."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from e2rank import Engine, IndexConfig
+from e2rank.encoders.hashing import HashingEncoder
+from e2rank.errors import CorpusError, EncoderMismatch, IndexFormatError
+from e2rank.index import writer as writing
+from e2rank.index.verify import check, damage
+
+Records = list[dict[str, Any]]
+ONE: Records = [
+    {"id": "wing", "text": "lift of a wing", "metadata": {"year": 1950, "lang": "en"}},
+    {"id": "panel", "text": "flutter of a panel", "metadata": {"year": 1960}},
+    {"id": "heat", "text": "heat of a wing"},
+]
+TWO: Records = [
+    {"id": "tail", "text": "lift of a tail wing", "metadata": {"year": 1970}},
+    {"id": "panel", "text": "panel wing lift", "metadata": {"year": 1980, "lang": "de"}},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An index of three documents."""
+    Engine.build(ONE, tmp_path / "index", HashingEncoder(64)).close()
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def engine(folder: Path) -> Any:
+    """That index, opened."""
+    with Engine.open(folder, HashingEncoder(64)) as opened:
+        yield opened
+
+
+def found(engine: Engine, query: str = "wing", **options: Any) -> list[str]:
+    """Ids of the hits, sorted."""
+    return sorted(hit.id for hit in engine.search(query, rerank=False, **options))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of an index but its manifest, by name without the segment's number."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.name: path.read_bytes() for path in files if path.name != "manifest.json"}
+
+
+def test_what_is_added_is_found_at_once_and_the_same_id_takes_the_old_ones_place(
+    engine: Engine, folder: Path
+) -> None:
+    assert engine.add(TWO) == 2
+    assert len(engine) == 4
+    assert found(engine) == ["heat", "panel", "tail", "wing"]
+    (panel,) = (hit for hit in engine.search("panel") if hit.id == "panel")
+    assert (panel.text, dict(panel.metadata)) == ("panel wing lift", {"year": 1980, "lang": "de"})
+    with Engine.open(folder, HashingEncoder(64)) as again:
+        assert found(again) == found(engine)
+    check(engine.store)
+
+
+def test_what_is_deleted_is_gone_from_search_texts_and_ids(engine: Engine) -> None:
+    row = engine.store.row_of("wing")
+    assert row is not None
+    assert engine.delete(["wing", "no such id", "wing"]) == 1
+    assert (len(engine), found(engine)) == (2, ["heat", "panel"])
+    assert engine.store.row_of("wing") is None
+    assert "wing" not in {document.id for document in engine.store}
+    with pytest.raises(IndexError, match="deleted"):
+        engine.store.documents([row])
+    with pytest.raises(IndexError, match="deleted"):
+        engine.store.vectors([row])
+    with pytest.raises(ValueError, match="holds no document 'wing'"):
+        engine.rerank("wing", [("wing", 1.0)])
+
+
+def test_an_index_can_be_emptied_and_filled_again(engine: Engine) -> None:
+    assert engine.delete(["wing", "panel", "heat"]) == 3
+    assert len(engine) == 0
+    for rerank in (False, True):
+        assert list(engine.search("wing", rerank=rerank)) == []
+    engine.compact()
+    engine.add(TWO)
+    assert found(engine) == ["panel", "tail"]
+
+
+def test_changes_kept_back_are_seen_together_at_the_commit(engine: Engine, folder: Path) -> None:
+    with Engine.open(folder, HashingEncoder(64)) as reader:
+        engine.add(TWO, commit=False)
+        engine.delete(["tail", "heat"], commit=False)
+        for each in (engine, reader):
+            assert found(each) == ["heat", "panel", "wing"]
+        with pytest.raises(IndexFormatError, match=r"is being written by process \d+ on"):
+            reader.delete(["wing"])
+        engine.commit()
+        assert found(engine) == ["panel", "wing"]
+        assert found(reader) == ["heat", "panel", "wing"]
+        assert reader.refresh()
+        assert not reader.refresh()
+        assert found(reader) == ["panel", "wing"]
+    assert engine.store.manifest.commit == 2
+
+
+def test_changes_that_are_never_committed_are_dropped_with_a_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Engine.open(folder, HashingEncoder(64)) as engine:
+        engine.add(TWO, commit=False)
+    assert "changes that were not committed are dropped" in caplog.text
+    with Engine.open(folder, HashingEncoder(64)) as engine:
+        assert found(engine) == ["heat", "panel", "wing"]
+        engine.delete(["heat"])
+    assert [path.name for path in (folder / "segments").iterdir()] == ["000001"]
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        ([*TWO, {"id": 7, "text": ""}], "document 2 has the id 7 of type int"),
+        ([*TWO, TWO[0]], "document 2 repeats the id 'tail' of document 0"),
+        ([*TWO, {"id": "x", "text": "", "metadata": {"a": np.nan}}], "metadata JSON cannot hold"),
+    ],
+)
+def test_of_an_add_with_a_bad_document_nothing_is_kept(
+    engine: Engine, folder: Path, documents: Records, message: str
+) -> None:
+    before = content(folder)
+    with pytest.raises(CorpusError, match=message):
+        engine.add(documents)
+    assert content(folder) == before
+    assert found(engine) == ["heat", "panel", "wing"]
+    assert engine.add(TWO) == 2
+
+
+def test_adding_nothing_and_deleting_nothing_commit_nothing(engine: Engine) -> None:
+    assert (engine.add([]), engine.delete([]), engine.delete(["no"])) == (0, 0, 0)
+    engine.commit()
+    engine.compact()
+    assert engine.store.manifest.commit == 1
+
+
+def test_a_reader_keeps_what_it_opened_while_the_index_is_changed_and_compacted(
+    engine: Engine, folder: Path
+) -> None:
+    with Engine.open(folder, HashingEncoder(64), read_only=True) as reader:
+        before = [(hit.id, hit.score, hit.text) for hit in reader.search("wing of a panel")]
+        engine.add(TWO)
+        engine.delete(["wing"])
+        engine.compact()
+        assert [path.name for path in (folder / "segments").iterdir()] != ["000001"]
+        after = [(hit.id, hit.score, hit.text) for hit in reader.search("wing of a panel")]
+        assert after == before
+        reader.refresh()
+        assert found(reader) == ["heat", "panel", "tail"]
+
+
+def test_read_only_refuses_changes_and_writes_nothing(folder: Path) -> None:
+    before = content(folder)
+    with Engine.open(folder, HashingEncoder(64), read_only=True) as engine:
+        for change in (lambda: engine.add(TWO), lambda: engine.delete(["wing"]), engine.compact):
+            with pytest.raises(ValueError, match="opened with read_only=True"):
+                change()
+        assert len(engine.search("wing")) == 3
+    assert content(folder) == before
+
+
+def test_one_string_is_no_list_of_ids(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="expected several ids, got one string"):
+        engine.delete("wing")
+    assert len(engine) == 3
+
+
+def test_an_encoder_of_another_dimension_cannot_add(folder: Path) -> None:
+    with Engine.open(folder, HashingEncoder(64)) as engine:
+        engine.encoder = HashingEncoder(32)
+        with pytest.raises(EncoderMismatch, match="is another model"):
+            engine.add(TWO)
+        engine.encoder = HashingEncoder(64)
+        assert engine.add(TWO) == 2
+
+
+@pytest.mark.parametrize("config", [IndexConfig(), IndexConfig(factory="HNSW8", raw="float16")])
+def test_a_compacted_index_is_what_a_new_build_of_its_documents_would_be(
+    tmp_path: Path, config: IndexConfig
+) -> None:
+    encoder = HashingEncoder(64)
+    with Engine.build(ONE, tmp_path / "grown", encoder, config) as engine:
+        engine.add(TWO)
+        engine.delete(["wing"])
+        engine.compact()
+        documents = list(engine.store)
+        assert len(engine.store.segments) == 1
+        assert engine.store.manifest.deleted == 0
+    assert [document.id for document in documents] == ["heat", "tail", "panel"]
+    Engine.build(documents, tmp_path / "new", encoder, config).close()
+    assert content(tmp_path / "grown") == content(tmp_path / "new")
+    assert damage(tmp_path / "grown") == {}
+
+
+def test_an_index_that_grows_by_single_documents_has_few_segments(engine: Engine) -> None:
+    for number in range(60):
+        engine.add([{"id": str(number), "text": f"word{number} wing"}])
+    assert len(engine) == 63
+    assert len(engine.store.segments) <= 7
+    assert [hit.id for hit in engine.search("word17", 1)] == ["17"]
+    check(engine.store)
+
+
+def test_segments_past_the_limit_are_left_to_compact(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "SMALL", 6)
+    for number in range(12):
+        engine.add([{"id": str(number), "text": "wing"}])
+    assert len(engine.store.segments) >= 3
+    engine.compact()
+    assert [each.count for each in engine.store.segments] == [15]
+
+
+def test_a_factory_that_too_few_documents_can_train_falls_back_to_exact_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(writing, "SMALL", 1)
+    many: Records = [{"id": str(n), "text": f"word{n}"} for n in range(40)]
+    with Engine.build(
+        many, tmp_path / "index", HashingEncoder(64), IndexConfig(factory="IVF8,Flat")
+    ) as engine:
+        with caplog.at_level(logging.WARNING):
+            engine.add(TWO)
+        assert "too few to train" in caplog.text
+        assert [each.factory for each in engine.store.manifest.segments] == ["IVF8,Flat", "Flat"]
+        assert engine.search("lift of a tail wing", 1)[0].id == "tail"
+
+
+def test_a_filter_returns_k_where_k_match_and_all_hits_meet_it(engine: Engine) -> None:
+    engine.add(TWO)
+    for rerank in (False, True, "prf", "listwise"):
+        for where, expected in {
+            "none": None,
+            "year": {"year": {">=": 1970}},
+            "or": {"or": [{"lang": "en"}, {"year": {"exists": False}}]},
+            "no match": {"lang": "fr"},
+        }.items():
+            wanted = {"none": 4, "year": 2, "or": 2, "no match": 0}[where]
+            hits = engine.search("wing", 10, rerank=rerank, where=expected)
+            assert len(hits) == wanted, (rerank, where)
+    assert found(engine, where={"year": {">=": 1970}}) == ["panel", "tail"]
+    assert found(engine, where={}) == ["heat", "panel", "tail", "wing"]
+
+
+def test_feedback_finds_nothing_outside_the_filter(engine: Engine) -> None:
+    engine.add(TWO)
+    hits = engine.search(
+        "wing", rerank="listwise", feedback_rounds=2, depth=1, where={"year": {">=": 1970}}
+    )
+    assert {hit.id for hit in hits} <= {"panel", "tail"}
+
+
+def test_a_filter_that_is_none_is_refused(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="year"):
+        engine.search("wing", where={"year": {"~": 1}})
+
+
+def test_rows_kept_as_float16_are_searched_and_scored_as_they_are_stored(tmp_path: Path) -> None:
+    encoder = HashingEncoder(64)
+    with Engine.build(ONE, tmp_path / "half", encoder, IndexConfig(raw="float16")) as engine:
+        engine.add(TWO)
+        rows = engine.store.rows
+        stored = engine.store.vectors(rows)
+        assert stored.dtype == np.float32
+        assert {segment.vectors.dtype for segment in engine.store.segments} == {np.dtype("<f2")}
+        query = encoder.encode_queries(["lift of a panel"]).vectors[0]
+        expected = {
+            document.id: score for document, score in zip(engine.store, stored @ query, strict=True)
+        }
+        for hit in engine.search("lift of a panel", rerank=False):
+            assert hit.score == pytest.approx(expected[hit.id], abs=1e-6)
+
+
+def test_codes_that_lose_much_find_more_when_more_is_rescored(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    words = [f"w{n}" for n in range(500)]
+    many: Records = [{"id": str(n), "text": " ".join(rng.choice(words, 8))} for n in range(1500)]
+    recall = {}
+    for rescore in (1, 8):
+        config = IndexConfig(factory="PQ4x4", rescore=rescore)
+        encoder = HashingEncoder(64)
+        with Engine.build(many, tmp_path / str(rescore), encoder, config) as engine:
+            queries = encoder.encode_queries([each["text"] for each in many[:30]]).vectors
+            exact = np.argsort(-(queries @ engine.store.vectors(range(1500)).T), kind="stable")
+            found = engine.store.search(queries, 10)[1]
+            shared = [len(set(a) & set(b)) for a, b in zip(found, exact[:, :10], strict=True)]
+            recall[rescore] = sum(shared) / 300
+    assert recall[8] > recall[1] + 0.1
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "documents.sqlite"])
+def test_a_merge_never_gives_damaged_bytes_a_new_hash(
+    engine: Engine, folder: Path, name: str
+) -> None:
+    path = folder / "segments/000001" / name
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IndexFormatError, match=f"{name} is damaged"):
+        engine.add(TWO)
+    engine.add(TWO[:1])
+    with pytest.raises(IndexFormatError, match=f"{name} is damaged"):
+        engine.compact()
+    assert list(damage(folder)) == [f"segments/000001/{name}"]

@@ -1,0 +1,137 @@
+"""Filters by SQL: the table `fields` says what the definition says, whatever the metadata holds."""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_where import NUMBERS, TEXTS, defined, documents, patient, wheres
+
+from e2rank.index.fields import combined, leaf_mask, matching_rows, write_fields
+from e2rank.where import And, Exists, Not, Or, parse_where
+
+SIGNS = ["=", "!=", "<", "<=", ">", ">="]
+
+
+def table(
+    records: Iterable[Mapping[str, Any]], path: Path | str = ":memory:"
+) -> sqlite3.Connection:
+    """A database of the fields of these documents."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN")
+    write_fields(connection, enumerate(records))
+    connection.execute("COMMIT")
+    return connection
+
+
+def rows(connection: sqlite3.Connection, where: Mapping[str, Any], count: int) -> list[int]:
+    mask = matching_rows(connection, parse_where(where), count)
+    assert mask.shape == (count,)
+    assert mask.dtype == bool
+    return np.flatnonzero(mask).tolist()
+
+
+@patient
+@given(st.lists(documents, max_size=6), st.lists(wheres, min_size=1, max_size=3))
+def test_sql_finds_the_rows_that_the_definition_names(
+    records: list[dict[str, Any]], asked: list[dict[str, Any]]
+) -> None:
+    connection = table(records)
+    for where in asked:
+        expected = [row for row, each in enumerate(records) if defined(where, each)]
+        assert rows(connection, where, len(records)) == expected
+
+
+@pytest.mark.parametrize("singles", [NUMBERS, TEXTS], ids=["numbers", "texts"])
+def test_every_pair_of_awkward_values_compares_as_defined(singles: list[Any]) -> None:
+    records = [{"a": single} for single in [*singles, None, True, False, {}, [], *TEXTS[:3], 7]]
+    connection = table(records)
+    for sign in SIGNS:
+        for single in singles:
+            where = {"a": {sign: single}}
+            expected = [row for row, each in enumerate(records) if defined(where, each)]
+            assert rows(connection, where, len(records)) == expected, where
+
+
+def test_an_index_without_the_table_is_read_document_by_document() -> None:
+    records = [{"a": 2**70}, {}, {"a": [1, "é"]}, {"a": {"b": None}}]
+    old = sqlite3.connect(":memory:")
+    old.execute("CREATE TABLE documents (row INTEGER PRIMARY KEY, metadata TEXT)")
+    old.executemany("INSERT INTO documents VALUES (?, ?)", enumerate(map(json.dumps, records)))
+    for where in ({"a": {">": 0}}, {"a": "é"}, {"not": {"a": 1}}, {"a.b": None}, {}):
+        assert rows(old, where, 4) == rows(table(records), where, 4)
+
+
+def test_a_long_list_of_values_finds_each_of_them() -> None:
+    records = [{"n": number} for number in range(2000)]
+    asked = [*range(500, 1999, 3), *map(str, range(9000))]
+    expected = [number for number in range(2000) if number in set(asked)]
+    assert rows(table(records), {"n": {"in": asked}}, 2000) == expected
+
+
+HOSTILE = [
+    "'; DROP TABLE fields; --",
+    '"',
+    '" OR 1=1 --',
+    "%",
+    "_",
+    "*",
+    "a\0b",
+    "\0",
+    "?",
+    ":n",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_names_and_values_are_data_never_sql(text: str) -> None:
+    connection = table([{text: text}, {"a": "b"}, {text: "a"}, {"a": text}])
+    assert rows(connection, {text: text}, 4) == [0]
+    assert rows(connection, {text: {"exists": True}}, 4) == [0, 2]
+    assert rows(connection, {"a": {"in": [text]}}, 4) == [3]
+    assert rows(connection, {text: {">=": text, "<=": text}}, 4) == [0]
+    assert rows(connection, {}, 4) == [0, 1, 2, 3]
+
+
+def test_the_same_documents_give_the_same_bytes(tmp_path: Path) -> None:
+    records = [{"b": [i % 7, 1, 1.0, True], "a": {"x": str(i), "y": 2**65 + i}} for i in range(900)]
+    turned = [dict(reversed(each.items())) for each in records]
+    for name, each in (("one", records), ("two", turned)):
+        table(each, tmp_path / name).close()
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_nothing_but_the_table_is_left_in_the_file(tmp_path: Path) -> None:
+    connection = table([{"a": 1}], tmp_path / "t")
+    assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("fields",)]
+    assert connection.execute("SELECT name FROM sqlite_temp_schema").fetchall() == []
+
+
+@pytest.mark.parametrize("records", [[], [{}], [{}, {}, {}]], ids=len)
+def test_documents_without_metadata_are_found_by_what_they_lack(records: list[Any]) -> None:
+    everything = list(range(len(records)))
+    assert rows(table(records), {"a": 1}, len(records)) == []
+    assert rows(table(records), {"a": {"!=": 1}}, len(records)) == everything
+
+
+def test_metadata_that_json_cannot_hold_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"^a\.b is nan, which is no number"):
+        table([{"a": {"b": [float("nan")]}}])
+
+
+def test_masks_of_leaves_may_be_kept_as_they_are_never_written_to() -> None:
+    connection = table([{"a": 1}, {"b": 1}, {}])
+    kept = {Exists(name): leaf_mask(connection, Exists(name), 3) for name in "ab"}
+    for mask in kept.values():
+        mask.flags.writeable = False
+    a, b = kept
+    condition = Or((And((a, b)), Not(Or((a, b))), And(()), Or(())))
+    assert combined(condition, 3, kept.__getitem__).tolist() == [True, True, True]
+    assert combined(And((Not(a), Not(b))), 3, kept.__getitem__).tolist() == [False, False, True]
+    assert combined(Or((a, Not(b))), 3, kept.__getitem__).tolist() == [True, False, True]

@@ -1,0 +1,163 @@
+"""One process writes at a time, and a lock says whose it is."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from index_support import DIM, by_id, held
+
+from e2rank import Engine
+from e2rank.encoders.hashing import HashingEncoder
+from e2rank.errors import IndexFormatError
+from e2rank.index import Writer
+from e2rank.index.files import LOCK
+from e2rank.index.verify import repair
+
+TEXTS = [{"id": f"{n}", "text": f"w{n}", "metadata": {}} for n in range(20)]
+HOLDS = """
+import sys
+from pathlib import Path
+from e2rank.index import Store, Writer
+writer = Writer(Store.open(Path(sys.argv[1])))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Engine.build(TEXTS, tmp_path / "index", HashingEncoder(DIM)).close()
+    return tmp_path / "index"
+
+
+def holder(folder: Path) -> subprocess.Popen[str]:
+    """Another process that writes to the index."""
+    command = [sys.executable, "-c", HOLDS, str(folder)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_writer_is_told_who_holds_the_lock(folder: Path) -> None:
+    encoder = HashingEncoder(DIM)
+    with holder(folder) as process, Engine.open(folder, encoder) as engine:
+        who = f"is being written by process {process.pid} on {socket.gethostname()}; wait"
+        changes: list[Any] = [
+            lambda: engine.add(TEXTS[:1]),
+            lambda: engine.delete(["1"]),
+            engine.compact,
+            lambda: repair(folder),
+            lambda: Engine.build(TEXTS, folder, encoder, overwrite=True),
+            lambda: Writer(engine.store),
+        ]
+        for change in changes:
+            with pytest.raises(IndexFormatError, match=who):
+                change()
+        # Readers do not ask for it.
+        assert held(engine) == by_id(TEXTS)
+        process.communicate()
+        assert engine.delete(["1"]) == 1
+
+
+def test_the_lock_of_a_killed_writer_is_taken_over_and_said_so(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with holder(folder) as process:
+        process.send_signal(signal.SIGKILL)
+    with Engine.open(folder, HashingEncoder(DIM)) as engine, caplog.at_level(logging.WARNING):
+        engine.delete(["1"])
+    (said,) = caplog.messages
+    assert f"left locked by process {process.pid} on {socket.gethostname()}, which is gone" in said
+    assert not (folder / LOCK).exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', "\x00"])
+def test_a_lock_that_says_nothing_is_taken_over_too(folder: Path, content: str) -> None:
+    (folder / LOCK).write_text(content, encoding="utf-8")
+    with Engine.open(folder, HashingEncoder(DIM)) as engine:
+        assert engine.delete(["1"]) == 1
+    assert not (folder / LOCK).exists()
+
+
+def test_changes_kept_back_hold_the_lock_until_they_are_committed(folder: Path) -> None:
+    encoder = HashingEncoder(DIM)
+    with Engine.open(folder, encoder) as engine, Engine.open(folder, encoder) as other:
+        engine.delete(["1"], commit=False)
+        assert json.loads((folder / LOCK).read_text(encoding="utf-8"))["pid"] == os.getpid()
+        with pytest.raises(IndexFormatError, match=f"process {os.getpid()} on"):
+            other.delete(["2"])
+        engine.commit()
+        assert other.delete(["1", "2"]) == 1
+        assert len(other) == 18
+
+
+def test_a_change_that_changes_nothing_lets_go_of_the_lock(folder: Path) -> None:
+    encoder = HashingEncoder(DIM)
+    with Engine.open(folder, encoder) as engine, Engine.open(folder, encoder) as other:
+        before = engine.store.manifest
+        engine.delete(["none"], commit=False)
+        engine.add([], commit=False)
+        engine.compact()
+        assert engine.store.manifest == before
+        assert other.delete(["2"]) == 1
+
+
+def test_threads_of_one_engine_take_turns(folder: Path) -> None:
+    with Engine.open(folder, HashingEncoder(DIM)) as engine:
+
+        def change(number: int) -> None:
+            engine.add([{"id": f"new{number}", "text": f"w{number}", "metadata": {}}])
+            engine.delete([f"{number}"])
+
+        threads = [threading.Thread(target=change, args=(number,)) for number in range(6)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        assert held(engine).keys() == {f"{n}" for n in range(6, 20)} | {f"new{n}" for n in range(6)}
+
+
+def test_a_failed_change_drops_itself_and_not_what_was_kept_back(folder: Path) -> None:
+    with Engine.open(folder, HashingEncoder(DIM)) as engine:
+        engine.delete(["1"], commit=False)
+        for commit in (False, True):
+            with pytest.raises(ValueError, match="has no 'text'"):
+                engine.add([{"id": "new", "text": "w"}, {"id": "bad"}], commit=commit)
+        assert len(engine) == 20
+        engine.commit()
+        assert held(engine) == by_id(TEXTS[:1] + TEXTS[2:])
+
+
+def test_closing_says_that_it_drops_what_was_kept_back(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine.open(folder, HashingEncoder(DIM))
+    engine.delete(["1"], commit=False)
+    with caplog.at_level(logging.WARNING):
+        engine.close()
+    assert "not committed are dropped" in caplog.text
+    with Engine.open(folder, HashingEncoder(DIM)) as again:
+        assert len(again) == 20
+
+
+def test_an_engine_whose_documents_change_it_is_told_so(folder: Path) -> None:
+    with Engine.open(folder, HashingEncoder(DIM)) as engine:
+
+        def documents() -> Any:
+            yield {"id": "new", "text": "w1"}
+            engine.delete(["1"])
+
+        with pytest.raises(ValueError, match="being changed by the documents"):
+            engine.add(documents())
+        assert held(engine) == by_id(TEXTS)
+        engine.add([{"id": "new", "text": "w1"}])
+        assert len(engine) == 21

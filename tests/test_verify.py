@@ -1,0 +1,140 @@
+"""What verify finds, and what repair makes right without guessing."""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from e2rank import Engine, IndexConfig
+from e2rank.encoders.hashing import HashingEncoder
+from e2rank.errors import IndexFormatError
+from e2rank.index import Manifest, Store, files
+from e2rank.index.verify import check, damage, repair
+
+FAISS = "segments/000001/dense.faiss"
+TEXTS = [f"word{number} word{number % 7} wing" for number in range(50)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An index of two segments, one of them with an HNSW graph, and a deleted document."""
+    records = [{"id": str(number), "text": text} for number, text in enumerate(TEXTS)]
+    config = IndexConfig(factory="HNSW8")
+    with Engine.build(records[:40], tmp_path / "index", HashingEncoder(32), config) as engine:
+        engine.add(records[40:])
+        engine.delete(["7"])
+    return tmp_path / "index"
+
+
+def flip(path: Path, place: int = -5) -> None:
+    """Change one byte."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def found(folder: Path) -> list[tuple[str, float]]:
+    """A search, whole."""
+    with Engine.open(folder, HashingEncoder(32)) as engine:
+        return [(hit.id, hit.score) for hit in engine.search("word3 wing", 20, rerank=False)]
+
+
+def resealed(folder: Path, name: str) -> None:
+    """Make the manifest agree with a file that was changed."""
+    manifest = Manifest.load(folder)
+    manifest.files[name] = files.file_entry(folder / name)
+    manifest.save(folder)
+
+
+def test_a_whole_index_has_no_damage_and_passes_the_check(folder: Path) -> None:
+    assert damage(folder) == {}
+    with Store.open(folder, verify=True) as store:
+        check(store)
+
+
+def test_every_damaged_file_is_named(folder: Path) -> None:
+    names = list(Manifest.load(folder).files)
+    for name in names:
+        flip(folder / name)
+    assert list(damage(folder)) == names
+    for name, message in damage(folder).items():
+        assert name in message
+        assert "\n" not in message
+    with pytest.raises(IndexFormatError, match="is damaged"):
+        Store.open(folder, verify=True)
+
+
+@pytest.mark.parametrize("spoil", [flip, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_damaged_faiss_index_is_built_again_from_the_rows(
+    folder: Path, spoil: Callable[[Path], object]
+) -> None:
+    before, commit = found(folder), Manifest.load(folder).commit
+    spoil(folder / FAISS)
+    with pytest.raises(IndexFormatError, match=r"dense\.faiss"):
+        Store.open(folder)
+    done = repair(folder)
+    assert (done.rebuilt, done.left) == ([FAISS], {})
+    assert damage(folder) == {}
+    assert found(folder) == before
+    assert Manifest.load(folder).commit == commit + 1
+
+
+@pytest.mark.parametrize(
+    "name", ["segments/000001/vectors.npy", "segments/000002/documents.sqlite", "deleted"]
+)
+def test_what_cannot_be_told_from_the_rest_is_named_and_left_alone(folder: Path, name: str) -> None:
+    name = next(each for each in Manifest.load(folder).files if each.startswith(name))
+    flip(folder / name)
+    flip(folder / FAISS)
+    spoilt = (folder / name).read_bytes()
+    done = repair(folder)
+    assert list(done.left) == [name] if "vectors" not in name else [FAISS, name]
+    assert done.rebuilt == ([] if "vectors" in name else [FAISS])
+    assert (folder / name).read_bytes() == spoilt
+    assert name in damage(folder)
+
+
+def test_a_repair_of_a_whole_index_changes_nothing(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    done = repair(folder)
+    assert (done.rebuilt, done.left) == ([], {})
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def run_sql(statement: str) -> Callable[[Path], None]:
+    """Change the table of the first segment."""
+
+    def change(segment: Path) -> None:
+        with sqlite3.connect(segment / "documents.sqlite") as connection:
+            connection.execute(statement)
+        connection.close()
+
+    return change
+
+
+def swap_rows(segment: Path) -> None:
+    """Make a row longer than a unit vector."""
+    vectors = np.load(segment / "vectors.npy")
+    vectors[11] *= 2
+    np.save(segment / "vectors.npy", vectors)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("documents.sqlite", run_sql("DELETE FROM documents WHERE row = 5"), "has no row 5"),
+        ("documents.sqlite", run_sql("DELETE FROM documents WHERE row = 39"), "39 rows"),
+        ("documents.sqlite", run_sql("UPDATE documents SET id = '45' WHERE row = 3"), "id twice"),
+        ("vectors.npy", swap_rows, "row 11 of vectors.npy is no unit vector"),
+    ],
+)
+def test_parts_that_do_not_fit_are_told_though_every_hash_is_right(
+    folder: Path, name: str, change: Callable[[Path], None], message: str
+) -> None:
+    change(folder / "segments/000001")
+    resealed(folder, f"segments/000001/{name}")
+    assert damage(folder) == {}
+    with Store.open(folder) as store, pytest.raises(IndexFormatError, match=message):
+        check(store)
