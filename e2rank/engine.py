@@ -1,9 +1,6 @@
 """The engine: gather, rerank, return. The only module that knows rows and documents at once."""
 
-import contextlib
-import logging
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,14 +13,13 @@ from e2rank.encoders import Encoder, token_fingerprint
 from e2rank.encoders.presets import load_encoder
 from e2rank.gather import DenseGatherer, GivenList
 from e2rank.hits import Hits
-from e2rank.index import Store, Writer, build_index
+from e2rank.index import Store, build_index
+from e2rank.index.opened import Opened
 from e2rank.index.verify import check
 from e2rank.ingest import Ingest, check_same
 from e2rank.rerank.choose import Rerank, choose
 from e2rank.search import Search, check_ranking, order_texts
 from e2rank.where import parse_where
-
-_log = logging.getLogger("e2rank")
 
 
 class Engine:
@@ -34,11 +30,13 @@ class Engine:
     ) -> None:
         """Join an encoder and an open store; without a store only `rank` works."""
         self.encoder = load_encoder(encoder)
-        self.read_only = read_only
-        self._store = store
-        self._changing = threading.RLock()
-        self._writer: Writer | None = None
-        self._under_way = False
+        self._opened: Opened | None = None
+        if store is not None:
+            self._opened = Opened(
+                store,
+                lambda made: check_same(self.encoder, made, str(store.folder)),
+                read_only=read_only,
+            )
 
     @classmethod
     def build(
@@ -134,27 +132,27 @@ class Engine:
 
     @property
     def store(self) -> Store:
-        """The open index.
+        """The open index, as of the commit that searches see.
 
         Raises:
             ValueError: if the engine has none.
         """
-        if self._store is None:
+        return self._index.store
+
+    @property
+    def _index(self) -> Opened:
+        if self._opened is None:
             raise ValueError("this engine has no index; make one with Engine.build or Engine.open")
-        return self._store
+        return self._opened
 
     def close(self) -> None:
         """Let go of the index's files; the engine cannot search after it.
 
         Changes that are not committed are dropped, with a warning.
         """
-        with self._changing:
-            if self._writer is not None:
-                _log.warning("%s: changes that were not committed are dropped", self.store.folder)
-                self._let_go(self._writer)
-            if self._store is not None:
-                self._store.close()
-                self._store = None
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
 
     def __enter__(self) -> Self:
         return self
@@ -187,7 +185,7 @@ class Engine:
             IndexFormatError: if another process is writing.
             OSError: if the disk is full.
         """
-        with self._change(commit=commit) as writer:
+        with self._index.change(commit=commit) as writer:
             ingest = Ingest(self.encoder, writer.base.manifest.encoder, str(writer.folder))
             done = writer.add(documents, ingest.batches, progress)
             ingest.report()
@@ -209,7 +207,7 @@ class Engine:
         """
         if isinstance(ids, str):
             raise ValueError("expected several ids, got one string; pass a list of it")
-        with self._change(commit=commit) as writer:
+        with self._index.change(commit=commit) as writer:
             return writer.delete(ids)
 
     def commit(self) -> None:
@@ -218,13 +216,11 @@ class Engine:
         Raises:
             OSError: if the disk is full; what was kept back still is.
         """
-        if self._writer is not None:
-            with self._change(commit=True):
-                pass
+        self._index.commit()
 
     def compact(self) -> None:
         """Merge the index's segments into one, built by its factory, without what is deleted."""
-        with self._change(commit=True) as writer:
+        with self._index.change() as writer:
             writer.compact()
 
     def refresh(self) -> bool:
@@ -236,11 +232,7 @@ class Engine:
             EncoderMismatch: if the index was built again by another encoder.
             IndexFormatError: if it is no longer whole.
         """
-        with self._changing:
-            before, newest = self.store, self.store.refreshed()
-            check_same(self.encoder, newest.manifest.encoder, str(newest.folder))
-            self._store = newest
-            return newest is not before
+        return self._index.refresh()
 
     def verify(self) -> None:
         """Read every byte of the index, compare hashes, and prove that its parts fit together.
@@ -251,49 +243,6 @@ class Engine:
         store = self.store
         store.verify()
         check(store)
-
-    @contextlib.contextmanager
-    def _change(self, *, commit: bool) -> Iterator[Writer]:
-        """The writer, which begins at the newest commit and holds the lock until its own."""
-        with self._changing:
-            if self.read_only:
-                raise ValueError(f"{self.store.folder} was opened with read_only=True")
-            if self._under_way:
-                raise ValueError(
-                    f"{self.store.folder} is being changed by the documents that are added to it; "
-                    "change it before or after"
-                )
-            kept = self._writer is not None
-            self._writer = writer = self._writer or self._begun()
-            self._under_way = True
-            try:
-                yield writer
-                if commit and writer.changed:
-                    writer.commit()
-            except BaseException:
-                # An error drops its own change only, not what was kept back before.
-                if not kept or not writer.changed:
-                    self._let_go(writer)
-                raise
-            finally:
-                self._under_way = False
-            if not writer.changed:
-                self._let_go(writer)
-
-    def _begun(self) -> Writer:
-        """A writer on the newest commit, if that is one of this engine's encoder."""
-        writer = Writer(self.store)
-        try:
-            check_same(self.encoder, writer.base.manifest.encoder, str(writer.folder))
-        except BaseException:
-            writer.close()
-            raise
-        return writer
-
-    def _let_go(self, writer: Writer) -> None:
-        """Close the writer; what it has not committed is dropped."""
-        self._writer, self._store = None, writer.base
-        writer.close()
 
     def search(  # noqa: PLR0913 - one call, every choice by name
         self,

@@ -37,7 +37,7 @@ from index_support import (
 
 from e2rank import Engine, IndexConfig
 from e2rank.encoders.hashing import HashingEncoder
-from e2rank.index import writer
+from e2rank.index import making
 from e2rank.index.verify import check
 
 SEED = 7
@@ -145,7 +145,7 @@ def main() -> None:
     """One index of each factory, half of the time for each."""
     seconds, readers, home = float(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     logging.getLogger("e2rank").setLevel(logging.ERROR)
-    writer.SMALL = 60
+    making.SMALL = 60
     os.fsync = lambda handle: None  # the power stays on, and there are more commits
     total: Counter[str] = Counter()
     for factory in ("Flat", "HNSW8"):

@@ -30,7 +30,7 @@ from index_support import DIM, Model, applied, apply, by_id, document, held, lef
 
 from e2rank import Engine, IndexConfig
 from e2rank.encoders.hashing import HashingEncoder
-from e2rank.index import Manifest, dense, finish, writer
+from e2rank.index import Manifest, dense, finish, making, writer
 from e2rank.index.files import LOCK
 from e2rank.index.staging import Staging
 
@@ -206,7 +206,7 @@ def main() -> None:
     asked = parser.parse_args()
     logging.getLogger("e2rank").setLevel(logging.ERROR)
     # Approximate segments and merges, with few documents.
-    writer.SMALL = 30
+    making.SMALL = 30
     if not asked.slow_disk:
         os.fsync = lambda handle: None  # a killed process loses nothing that it has written
     with tempfile.TemporaryDirectory(dir=asked.folder) as home:

@@ -21,7 +21,7 @@ from index_support import TokenEncoder, files_in
 
 from e2rank import Engine, IndexConfig
 from e2rank.errors import IndexFormatError
-from e2rank.index import Manifest, Store, Writer, writer
+from e2rank.index import Manifest, Store, Writer, making
 from e2rank.index.manifest import NAME
 from e2rank.index.verify import check, damage
 from e2rank.where import parse_where
@@ -36,7 +36,7 @@ FILTERS = [parse_where({"n": {">": 0}}), parse_where({"n": {"!=": 1}})]
 
 def make(folder: Path) -> None:
     """Two segments, one approximate, with deletions, token vectors and an adapter of its own."""
-    small, writer.SMALL = writer.SMALL, 4
+    small, making.SMALL = making.SMALL, 4
     try:
         texts = [
             {"id": str(n), "text": f"w{n % 7} w{n % 5}", "metadata": {"n": n % 3}}
@@ -50,7 +50,7 @@ def make(folder: Path) -> None:
                 writing.put_adapter(_adapter)
                 writing.commit()
     finally:
-        writer.SMALL = small
+        making.SMALL = small
 
 
 def _adapter(folder: Path) -> None:

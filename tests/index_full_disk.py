@@ -21,7 +21,7 @@ from test_index_faults_changes import CHANGES, MODEL, OLD, opened_now, searches
 
 from e2rank import Engine, IndexConfig
 from e2rank.encoders.hashing import HashingEncoder
-from e2rank.index import writer
+from e2rank.index import making
 
 LIMITS = (0, 100, 1000, 4096, 8192, 16_384)
 PAGES = range(0, 28, 5)
@@ -97,7 +97,7 @@ def main() -> None:
         mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(home)]
         if subprocess.run(mount, capture_output=True).returncode:
             sys.exit(77)
-    writer.SMALL = 16
+    making.SMALL = 16
     start(home / "start")
     hard = small_files if kind == "limit" else full_disk
     sizes = LIMITS if kind == "limit" else PAGES

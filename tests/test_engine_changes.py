@@ -10,7 +10,7 @@ import pytest
 from e2rank import Engine, IndexConfig
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import CorpusError, EncoderMismatch, IndexFormatError
-from e2rank.index import writer as writing
+from e2rank.index import making
 from e2rank.index.verify import check, damage
 
 Records = list[dict[str, Any]]
@@ -213,7 +213,7 @@ def test_an_index_that_grows_by_single_documents_has_few_segments(engine: Engine
 def test_segments_past_the_limit_are_left_to_compact(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "SMALL", 6)
+    monkeypatch.setattr(making, "SMALL", 6)
     for number in range(12):
         engine.add([{"id": str(number), "text": "wing"}])
     assert len(engine.store.segments) >= 3
@@ -224,7 +224,7 @@ def test_segments_past_the_limit_are_left_to_compact(
 def test_a_factory_that_too_few_documents_can_train_falls_back_to_exact_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(writing, "SMALL", 1)
+    monkeypatch.setattr(making, "SMALL", 1)
     many: Records = [{"id": str(n), "text": f"word{n}"} for n in range(40)]
     with Engine.build(
         many, tmp_path / "index", HashingEncoder(64), IndexConfig(factory="IVF8,Flat")

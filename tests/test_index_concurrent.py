@@ -14,7 +14,7 @@ from index_support import DIM, agrees, by_id, held
 from e2rank import Engine
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import EncoderMismatch, IndexFormatError
-from e2rank.index import Store, files, segment, store, writer
+from e2rank.index import Store, files, making, segment, store
 
 SCRIPT = Path(__file__).with_name("index_concurrent.py")
 
@@ -35,7 +35,7 @@ def test_readers_follow_a_writer_and_never_meet_half_a_commit(tmp_path: Path) ->
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three segments, none of which is merged with another by the next commit."""
-    monkeypatch.setattr(writer, "SMALL", 2)
+    monkeypatch.setattr(making, "SMALL", 2)
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     path = tmp_path / "index"
     with Engine.build(texts(0, 30), path, HashingEncoder(DIM)) as engine:

@@ -19,7 +19,7 @@ from index_support import DIM, Model, agrees, by_id, held, leftovers, one_line
 from e2rank import Engine, IndexConfig
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import IndexFormatError
-from e2rank.index import Store, Writer, writer
+from e2rank.index import Store, Writer, making
 from e2rank.index.files import LOCK
 from e2rank.index.verify import check, damage, repair
 
@@ -212,7 +212,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_and_quiet(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Merges and approximate segments with few documents; nothing waits for the disk."""
     caplog.set_level(logging.CRITICAL, "e2rank")
-    monkeypatch.setattr(writer, "SMALL", 16)
+    monkeypatch.setattr(making, "SMALL", 16)
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 

@@ -15,7 +15,7 @@ from index_support import DIM, by_id, files_in, held, leftovers
 from e2rank import Engine, IndexConfig
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import IndexFormatError
-from e2rank.index import Manifest, Store, Writer, manifest, verify, writer
+from e2rank.index import Manifest, Store, Writer, making, manifest, verify, writer
 from e2rank.index.files import file_entry
 from e2rank.index.manifest import NAME
 from e2rank.index.verify import damage, repair
@@ -26,7 +26,7 @@ TEXTS = [{"id": f"{n}", "text": f"w{n % 7} w{n}", "metadata": {}} for n in range
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-    monkeypatch.setattr(writer, "SMALL", 5)
+    monkeypatch.setattr(making, "SMALL", 5)
     config = IndexConfig(factory="HNSW8", batch=16)
     Engine.build(TEXTS, tmp_path / "index", HashingEncoder(DIM), config).close()
     return tmp_path / "index"

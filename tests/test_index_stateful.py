@@ -25,7 +25,7 @@ from index_support import DIM, FILTERS, WORDS, Model, agrees, by_id, document, h
 from e2rank import Engine, IndexConfig
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import IndexFormatError
-from e2rank.index import writer
+from e2rank.index import making
 from e2rank.index.verify import check, damage
 
 IDS = st.lists(st.integers(0, 30), max_size=8, unique=True)
@@ -173,7 +173,7 @@ def test_changes_leave_what_a_dict_holds(
     factory: str, small: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.ERROR, "e2rank")
-    monkeypatch.setattr(writer, "SMALL", small)
+    monkeypatch.setattr(making, "SMALL", small)
     monkeypatch.setattr("os.fsync", lambda handle: None)
     machine = type("Case", (Changing,), {"factory": factory})
     # The same steps every time: what fails here fails everywhere.

@@ -4,8 +4,7 @@ import contextlib
 import dataclasses
 import io
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -14,52 +13,21 @@ import numpy as np
 
 from e2rank.documents import Document, as_documents
 from e2rank.errors import IndexFormatError
+from e2rank.index import making
 from e2rank.index.batches import BatchEncoder
 from e2rank.index.files import (
-    check_file,
     file_entry,
     one_writer,
     sync_file,
     sync_folder,
     write_atomically,
 )
-from e2rank.index.finish import finish
-from e2rank.index.manifest import Manifest, SegmentInfo
-from e2rank.index.segment import Segment
-from e2rank.index.staging import Staging
+from e2rank.index.making import Maker, Part
+from e2rank.index.manifest import Manifest
 from e2rank.index.store import Store
-from e2rank.index.target import ADDING, DELETED, clean, remove, unfinished
-
-SMALL = 10_000
-"""Documents below which a segment needs no FAISS index: its rows are scored one by one."""
-
-MERGED = 8_192
-"""Documents copied at a time when segments are merged."""
+from e2rank.index.target import DELETED, clean, remove, unfinished
 
 _log = logging.getLogger("e2rank")
-
-
-@dataclass(slots=True)
-class _Part:
-    """A segment as the next commit will have it."""
-
-    segment: Segment
-    info: SegmentInfo
-    files: dict[str, dict[str, Any]]
-    alive: np.ndarray
-    changed: bool = False
-
-    @property
-    def count(self) -> int:
-        return int(np.count_nonzero(self.alive))
-
-    def delete(self, rows: Sequence[int]) -> int:
-        """Mark rows as deleted; gives how many were not before."""
-        before = self.count
-        self.alive[rows] = False
-        deleted = before - self.count
-        self.changed |= deleted > 0
-        return deleted
 
 
 class Writer:
@@ -88,14 +56,14 @@ class Writer:
                 )
             clean(folder, manifest)
             self._stack = stack.pop_all()
-        self._next, self._adapter = manifest.next_segment, manifest.adapter
+        self._maker, self._adapter = Maker(self.base), manifest.adapter
         self._adapter_files = {
             name: entry
             for name, entry in manifest.files.items()
             if manifest.adapter and name.startswith(f"{manifest.adapter}/")
         }
         self._parts = [
-            _Part(
+            Part(
                 segment,
                 info,
                 {**segment.files, **_named(manifest, info.deletions)},
@@ -141,8 +109,8 @@ class Writer:
             EncodingError: if a vector is not finite or of the wrong shape.
             OSError: if the disk is full.
         """
-        manifest, batch = self.base.manifest, self.base.manifest.index_config.batch
-        with self._staged(manifest) as staging:
+        batch = self.base.manifest.index_config.batch
+        with self._maker.staged() as staging:
             checked, done = as_documents(documents), 0
             while part := list(islice(checked, batch)):
                 staging.note(part, done)
@@ -151,7 +119,7 @@ class Writer:
                 done += len(part)
                 if progress is not None:
                     progress(done)
-            new = self._finished(staging, small=True) if done else None
+            new = self._maker.finished(staging, small=True) if done else None
         if new is None:
             return 0
         # All are found before the first is deleted: an error between would lose some.
@@ -180,7 +148,7 @@ class Writer:
             if only.info.factory == manifest.config["factory"]:
                 return
         if any(part.count for part in self._parts):
-            self._parts = [self._merged(self._parts, small=False)]
+            self._parts = [self._maker.merged(self._parts, small=False)]
             self._changed = True
 
     def put_adapter(self, write: Callable[[Path], object] | None) -> None:
@@ -224,7 +192,7 @@ class Writer:
             segments=[part.info for part in self._parts],
             files={**files, **self._adapter_files},
             commit=commit,
-            next_segment=self._next,
+            next_segment=self._maker.next,
             adapter=self._adapter,
         )
         sync_folder(self.folder / "segments")
@@ -253,52 +221,6 @@ class Writer:
         except OSError as error:
             _log.warning("%s: files that are no longer needed are left: %s", self.folder, error)
 
-    @contextlib.contextmanager
-    def _staged(self, manifest: Manifest) -> Any:
-        """A new segment's folder, which is gone again if anything goes wrong."""
-        number, self._next = self._next, self._next + 1
-        part = self.folder / "segments" / f"{number:06d}{ADDING}"
-        settings = {
-            "config": dataclasses.asdict(manifest.index_config),
-            "encoder": manifest.encoder.to_dict(),
-        }
-        staging = Staging(part, settings, manifest.encoder)
-        try:
-            staging.begin()
-            yield staging
-        finally:
-            staging.close()
-            staging.remove()
-
-    def _finished(self, staging: Staging, *, small: bool) -> _Part:
-        """The staged documents as a segment with all its files, opened."""
-        config, count = self.base.manifest.index_config, staging.progress.done
-        flat = dataclasses.replace(config, factory="Flat", nprobe=None, ef_search=None)
-        if small and count < SMALL:
-            config = flat
-        try:
-            entries = finish(staging, self.base.contract, config)
-        except ValueError as error:
-            _log.warning("%s; these %d documents are searched without", error, count)
-            config = flat
-            entries = finish(staging, self.base.contract, config)
-        final = staging.folder.with_name(staging.folder.name.removesuffix(ADDING))
-        for path in (staging.record, staging.spool):
-            path.unlink()
-        staging.folder.rename(final)
-        info = SegmentInfo(
-            name=final.name,
-            count=count,
-            truncated=staging.progress.truncated,
-            factory=config.factory,
-        )
-        files = {f"{info.folder}/{name}": entry for name, entry in entries.items()}
-        manifest = dataclasses.replace(
-            self.base.manifest, segments=[info], files=files, next_segment=self._next
-        )
-        segment = Segment(self.folder, info, manifest)
-        return _Part(segment, info, files, np.ones(count, dtype=bool))
-
     def _merge_small(self) -> None:
         """Merge the last segments, as long as the one before is at most twice what comes after it.
 
@@ -308,34 +230,13 @@ class Writer:
         first, total = len(self._parts) - 1, self._parts[-1].count
         while first > 0:
             before = self._parts[first - 1].count
-            if before > 2 * total or before + total >= SMALL:
+            if before > 2 * total or before + total >= making.SMALL:
                 break
             first, total = first - 1, total + before
         if total and first < len(self._parts) - 1:
-            self._parts[first:] = [self._merged(self._parts[first:], small=True)]
+            self._parts[first:] = [self._maker.merged(self._parts[first:], small=True)]
 
-    def _merged(self, parts: Sequence[_Part], *, small: bool) -> _Part:
-        """One segment with what is left in several, whose bytes are checked: their hashes go."""
-        for part in parts:
-            for name, entry in part.segment.files.items():
-                check_file(self.folder / name, entry)
-        with self._staged(self.base.manifest) as staging:
-            done, cut = 0, sum(part.info.truncated for part in parts)
-            for part in parts:
-                rows, segment = np.flatnonzero(part.alive), part.segment
-                for start in range(0, len(rows), MERGED):
-                    own = rows[start : start + MERGED]
-                    documents = segment.table.documents(own)
-                    arrays = {"vectors": segment.vectors[own]}
-                    if segment.tokens is not None:
-                        packed, ends = segment.tokens.packed(own)
-                        arrays |= {"tokens": packed, "token_ends": staging.token_rows + ends[1:]}
-                    staging.note(documents, done)
-                    staging.append(documents, arrays, cut)
-                    done += len(documents)
-            return self._finished(staging, small=small)
-
-    def _write_deletions(self, part: _Part, commit: int) -> None:
+    def _write_deletions(self, part: Part, commit: int) -> None:
         """Write which rows of a segment are deleted, in a new file."""
         folder, deleted = self.folder / DELETED, np.flatnonzero(~part.alive)
         name, data = f"{DELETED}/{part.info.name}-{commit}.npy", io.BytesIO()
@@ -347,10 +248,10 @@ class Writer:
         part.info = dataclasses.replace(part.info, deleted=len(deleted), deletions=name)
 
 
-def _shared(old: _Part, new: _Part) -> list[int]:
+def _shared(old: Part, new: Part) -> list[int]:
     """The rows of `old` whose ids `new` has too."""
     ids, rows = (identifier for _, identifier in new.segment.table.ids()), list[int]()
-    while part := list(islice(ids, MERGED)):
+    while part := list(islice(ids, making.MERGED)):
         rows += old.segment.table.rows_of(part).values()
     return rows
 
