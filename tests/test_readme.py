@@ -128,6 +128,25 @@ def test_what_adapting_gains_is_what_was_measured() -> None:
     assert all(each["p"] > 0.05 for each in results)
 
 
+def test_what_a_prompt_gains_over_its_control_is_what_was_measured() -> None:
+    path = ROOT / "benchmarks" / "results" / "dev.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["results"]["prompts_against_controls"]
+    text, by_kind = " ".join(README.split()), {each["prompt"]: each for each in found}
+    gain, p_value = (
+        {
+            kind: round(each["with_candidates"] - each["control"], 3)
+            for kind, each in by_kind.items()
+        },
+        {kind: each["p"] for kind, each in by_kind.items()},
+    )
+    assert (
+        f"vectors is {gain['vectors']:.3f} above (p {p_value['vectors']:.2f}".replace("0.", ".")
+        in text
+    )
+    assert f"texts {-gain['text']:.3f} below (p {p_value['text']:.4f})".replace("0.", ".") in text
+    assert {each["queries"] for each in found} == {353}
+
+
 def test_figures_in_the_text_are_those_that_were_measured() -> None:
     def results(name: str) -> Any:
         path = ROOT / "benchmarks" / "results" / f"{name}.json"
@@ -145,7 +164,21 @@ def test_figures_in_the_text_are_those_that_were_measured() -> None:
     assert f"at {overhead['documents']:,} documents" in text
     for factory, name in (("HNSW32,Flat", "hnsw"), ("IVF256,Flat", "ivf")):
         assert f"{recall[name]:.3f} for `{factory}`".lstrip("0") in text
-    assert f"{recall['ivfpq']:.3f} for `OPQ48,IVF256,PQ48`".lstrip("0") in text
+    assert f"{recall['ivfpq']:.3f} for `OPQ48,IVF256,PQ48np`".lstrip("0") in text
     assert recall["flat"] == 1
     assert f"built in {scale['peak_mb']:.0f} MB of memory" in text
-    assert f"opens in {scale['open_s']:.2f} s" in text
+    assert f"opens in {1000 * scale['open_s']:.0f} ms" in text
+
+
+def test_what_an_index_went_through_is_what_was_measured() -> None:
+    def results(name: str) -> Any:
+        path = ROOT / "benchmarks" / "results" / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8"))["results"]
+
+    text, crash, beside = " ".join(README.split()), results("crash"), results("concurrent")
+    assert f"Of {crash['rounds']} processes killed" in text
+    assert (crash["losses"], crash["mixes"], beside["errors"]) == (0, 0, 0)
+    assert (beside["seconds"], beside["readers"]) == (60, 8)
+    files = results("flips")["files"].values()
+    assert f"{sum(each['damaged'] for each in files):,} damaged copies" in text
+    assert all(each["fewest_of_k"] == 10 for each in results("filters")["rows"])

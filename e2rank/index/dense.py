@@ -93,8 +93,8 @@ def search(
     """The (q, k) int64 rows that FAISS holds for the best, -1 where it finds fewer.
 
     Where only a share of the rows is allowed, a search looks at more lists, or has a longer beam:
-    1 / share times as many find as many allowed rows as without, and that once more makes up for
-    those that are allowed being elsewhere than the query.
+    1 / share times as many find as many allowed rows as without, and the power of 2.5 makes up for
+    those that are allowed being elsewhere than the query (benchmarks/bench_filters.py, "apart").
 
     Args:
         index: what `read` gave.
@@ -109,7 +109,7 @@ def search(
         return index.search(queries, k)[1]
     faiss, n = load_faiss(), len(allowed)
     selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-    wider = (n / max(int(np.count_nonzero(allowed)), 1)) ** 2
+    wider = (n / max(int(np.count_nonzero(allowed)), 1)) ** 2.5
     inner = index
     while isinstance(inner, faiss.IndexPreTransform):
         inner = faiss.downcast_index(inner.index)
