@@ -19,6 +19,7 @@ from harness import ROOT, WORK, rows, save
 from e2rank.encoders.load import load_trained
 from e2rank.encoders.torch import TorchEncoder
 from e2rank.evaluate import deltas, permutation_test
+from e2rank.scores import fuse
 from e2rank.train.examples import Example, read_lists
 from e2rank.train.labels import ndcg
 
@@ -30,7 +31,7 @@ FOLDERS = {
 }
 LISTS = WORK / "smollm2-lists"
 DOCUMENTS = ROOT / "training" / "minilm"
-KINDS = ("query", "prompt")
+KINDS = ("query", "prompt", "fused")
 Values = dict[str, float]
 
 
@@ -79,6 +80,16 @@ def kept(name: str, encoder: TorchEncoder, source: str, examples: Sequence[Examp
     return cosines
 
 
+def fused(examples: Sequence[Example], cosines: np.ndarray, weight: float) -> np.ndarray:
+    """(k, n) cosines, and where there is a prompt's, a row of both as a search blends them."""
+    if len(cosines) < 2:
+        return cosines
+    ends = np.cumsum([len(each) for each in examples])[:-1]
+    by_query, by_prompt = (np.split(row, ends) for row in cosines)
+    pairs = zip(by_prompt, by_query, strict=True)
+    return np.stack([*cosines, np.concatenate([fuse(*pair, weight) for pair in pairs])])
+
+
 def quality(source: str, examples: Sequence[Example], scores: np.ndarray) -> Values:
     """nDCG@10 of each list, by its id."""
     values: Values = {}
@@ -101,16 +112,20 @@ def measured() -> dict[str, Values]:
     for name, folder in FOLDERS.items():
         encoder = load_trained(folder, device="cpu")
         for source, examples in lists.items():
-            for kind, scores in zip(KINDS, kept(name, encoder, source, examples), strict=False):
+            cosines = kept(name, encoder, source, examples)
+            scored = fused(examples, cosines, encoder.contract.fusion_weight)
+            for kind, scores in zip(KINDS, scored, strict=False):
                 found.setdefault(f"{name}, {kind}", {}).update(quality(source, examples, scores))
     return found
 
 
 def compared(one: Values, other: Values) -> dict[str, Any]:
-    """The mean difference of two rankers, its p value, and on how many lists which was better."""
+    """The mean difference of two rankers, how sure it is, and on how many lists who was better."""
     change = deltas(one, other)
+    changes = np.array([one[query] - other[query] for query in one])
     return {
-        "difference": float(np.mean([one[query] - other[query] for query in one])),
+        "difference": float(changes.mean()),
+        "standard_error": float(changes.std(ddof=1) / len(changes) ** 0.5),
         "p_value": permutation_test(one, other),
         "better": change.wins,
         "worse": change.losses,
@@ -131,6 +146,7 @@ def summary(found: dict[str, Values]) -> dict[str, Any]:
             for name, values in found.items()
         },
         "prompt against control": compared(found["prompt, prompt"], control),
+        "fused prompt against control": compared(found["prompt, fused"], control),
         "prompt against its own query": compared(found["prompt, prompt"], found["prompt, query"]),
         "control against contrastive": compared(control, found["contrastive, query"]),
     }

@@ -19,7 +19,7 @@ from e2rank.index.verify import check
 from e2rank.ingest import Ingest, check_same
 from e2rank.rerank.choose import Rerank, choose
 from e2rank.search import Search, check_ranking, order_texts
-from e2rank.where import parse_where
+from e2rank.where import parse_where, where_from_text
 
 
 class Engine:
@@ -170,7 +170,8 @@ class Engine:
         """Add documents; one whose id is there already takes its place.
 
         When this returns they are on disk and found by searches: all of them, or after an error
-        none. They are streamed, so there may be more than memory holds.
+        none (only where the very last step fails, making the commit itself durable, may they be
+        there all the same). They are streamed, so there may be more than memory holds.
 
         Args:
             documents: as for `build`.
@@ -202,11 +203,15 @@ class Engine:
         Returns:
             How many were there, and are gone.
         Raises:
-            ValueError: for one string instead of several.
+            ValueError: for one string instead of several, or an id that is no string.
             IndexFormatError: if another process is writing.
         """
         if isinstance(ids, str):
             raise ValueError("expected several ids, got one string; pass a list of it")
+        ids = list(ids)
+        for each in ids:
+            if not isinstance(each, str):
+                raise ValueError(f"{each!r} is no id: ids are strings")
         with self._index.change(commit=commit) as writer:
             return writer.delete(ids)
 
@@ -225,6 +230,9 @@ class Engine:
 
     def refresh(self) -> bool:
         """Take up what other processes have committed; searches under way end on the old state.
+
+        The encoder stays as it is: an adapter that the index was given since is used by an engine
+        that is opened anew. A change of this engine's own takes up the newest commit too.
 
         Returns:
             Whether there was a newer commit.
@@ -255,7 +263,7 @@ class Engine:
         shown: int = 20,
         feedback_rounds: int = 0,
         fuse: float | None = None,
-        where: Mapping[str, Any] | None = None,
+        where: Mapping[str, Any] | str | None = None,
     ) -> Hits:
         """The k best documents for one query, as `search_many` finds them."""
         return self.search_many(
@@ -281,7 +289,7 @@ class Engine:
         shown: int = 20,
         feedback_rounds: int = 0,
         fuse: float | None = None,
-        where: Mapping[str, Any] | None = None,
+        where: Mapping[str, Any] | str | None = None,
     ) -> list[Hits]:
         """The k best documents for each query, best first; fewer where the index holds fewer.
 
@@ -309,10 +317,13 @@ class Engine:
             fuse: weight of the rerank against the first stage, 0 to 1; None takes the model's
                 own for "tokens" and listwise prompts, 1 for other rerankers.
             where: what the metadata of a hit must be, such as `{"year": {">=": 2020}, "lang":
-                "en"}`; see `e2rank.where`. There are k hits wherever k documents match.
+                "en"}` or "year >= 2020 and lang = 'en'"; see `e2rank.where`. There are k hits
+                wherever k documents match.
         Raises:
             ValueError: for a blank query, an option out of range or a filter that is none.
         """
+        if isinstance(where, str):
+            where = where_from_text(where)
         store = self.store if where is None else self.store.where(parse_where(where))
         search = Search(
             gatherer=DenseGatherer(self.encoder, store),

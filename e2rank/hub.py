@@ -20,6 +20,7 @@ from e2rank.index.shipping import (
     load_from_elsewhere,
     put_in_place,
     snapshot,
+    unchanged,
 )
 
 if TYPE_CHECKING:
@@ -62,9 +63,10 @@ def push(
     folder, api = Path(folder), _api(endpoint)
     manifest, text = snapshot(folder)
     files: dict[str, Path | bytes] = {NAME: text}
-    for name, entry in manifest.files.items():
-        check_file(folder / name, entry)
-        files[name] = folder / name
+    with unchanged(folder, manifest):
+        for name, entry in manifest.files.items():
+            check_file(folder / name, entry)
+            files[name] = folder / name
     about = card(manifest, repo_id, license=license).encode()
     with _asking(repo_id):
         api.create_repo(repo_id, private=private or None, exist_ok=True)

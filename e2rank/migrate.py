@@ -1,5 +1,7 @@
 """Moving an index to another encoder, while the old one goes on serving."""
 
+import json
+import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,6 +13,9 @@ from e2rank.engine import Engine
 from e2rank.index import Store
 
 _TOGETHER = 1000
+_PASSES = 20
+
+_log = logging.getLogger("e2rank")
 
 
 def migrate(
@@ -18,37 +23,47 @@ def migrate(
     new: str | Path,
     encoder: str | Path | Encoder,
     config: IndexConfig | None = None,
+    *,
+    update: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Engine:
     """Encode the documents of an index again into another, which may be there in part.
 
     What is committed to the old index meanwhile is taken over at the end, so that both hold the
-    same documents when this returns. Called again it goes on where it was killed, or brings the
-    new index up to the old one.
+    same documents when this returns; should the old one change faster than it is read, a warning
+    says so. Called again it goes on where it was killed.
 
     Args:
         old: an index; it is only read.
         new: a new folder, or one that an earlier call began.
         encoder: see `load_encoder`.
         config: how the new index is built; as the old one unless given.
+        update: bring an index that is whole up to the old one: what the old one lacks is deleted.
         progress: called with the number of documents encoded, once a batch.
     Returns:
         The new index, opened.
     Raises:
-        CorpusError: if the old index changed before an interrupted first pass could be resumed.
+        CorpusError: if the old index is empty, or changed before an interrupted first pass could be
+            resumed.
         EncoderMismatch: if `new` is an index of another encoder.
-        ValueError: if the old index is empty, or `new` is `old`.
+        ValueError: if `new` is `old`, or is a whole index and `update` is not set.
     """
     if Path(old).resolve() == Path(new).resolve():
         raise ValueError(f"{new} is the index itself; choose a new folder")
     with Store.open(Path(old)) as source:
         if not (Path(new) / "manifest.json").exists():
+            update = True
             how = config or source.manifest.index_config
             Engine.build(source, new, encoder, how, resume=True, progress=progress).close()
     engine = Engine.open(new, encoder)
     try:
-        while not _caught_up(engine, Path(old)):
-            pass
+        if not update:
+            raise ValueError(
+                f"{new} is an index of {len(engine)} documents: pass update=True to make it hold "
+                "what the old one does, or choose another folder"
+            )
+        if not any(_caught_up(engine, Path(old)) for _ in range(_PASSES)):
+            _log.warning("%s changes faster than it is read: migrate again with update=True", old)
     except BaseException:
         engine.close()
         raise
@@ -74,7 +89,15 @@ def _differing(there: Store, source: Store) -> Iterator[Document]:
     while part := list(islice(documents, _TOGETHER)):
         rows = there.rows_of([each.id for each in part])
         known = dict(zip(rows, there.documents(list(rows.values())), strict=True))
-        yield from (each for each in part if known.get(each.id) != each)
+        yield from (
+            each for each in part if each.id not in known or _words(known[each.id]) != _words(each)
+        )
+
+
+def _words(document: Document) -> str:
+    """All of a document: Python calls 1 and True equal, filters do not."""
+    fields = [document.title, document.text, dict(document.metadata)]
+    return json.dumps(fields, sort_keys=True)
 
 
 def _gone(there: Store, source: Store) -> Iterator[str]:

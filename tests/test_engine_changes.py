@@ -1,5 +1,6 @@
 """Adding, replacing, deleting, filtering: what is seen, by whom, and when."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from e2rank import Engine, IndexConfig
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import CorpusError, EncoderMismatch, IndexFormatError
-from e2rank.index import making
+from e2rank.index import Manifest, making
 from e2rank.index.verify import check, damage
 
 Records = list[dict[str, Any]]
@@ -86,6 +87,64 @@ def test_an_index_can_be_emptied_and_filled_again(engine: Engine) -> None:
     engine.compact()
     engine.add(TWO)
     assert found(engine) == ["panel", "tail"]
+
+
+def test_an_emptied_index_holds_no_text_after_it_is_compacted(engine: Engine, folder: Path) -> None:
+    engine.add([{"id": "secret", "text": "SECRETTEXT", "metadata": {"SECRETKEY": 1}}])
+    engine.delete(["wing", "panel", "heat", "secret"])
+    engine.compact()
+    assert not any(b"SECRET" in data for data in content(folder).values())
+    engine.verify()
+    for rerank in (False, True, "prf"):
+        assert list(engine.search("wing", rerank=rerank)) == []
+    with Engine.open(folder, HashingEncoder(64), verify=True) as again:
+        assert len(again) == 0
+        again.add(TWO)
+        assert found(again) == ["panel", "tail"]
+
+
+def test_a_change_whose_commit_fails_does_not_come_back_with_what_was_kept(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.add(TWO[:1], commit=False)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "save", full)
+        for change in (lambda: engine.add([{"id": "new", "text": "wing"}]), engine.commit):
+            with pytest.raises(OSError, match="No space left"):
+                change()
+        with pytest.raises(OSError, match="No space left"):
+            engine.delete(["wing"])
+    engine.commit()
+    assert found(engine) == ["heat", "panel", "tail", "wing"]
+    engine.verify()
+
+
+@pytest.mark.parametrize("ids", [[1], [None], [{"a": 1}], [b"wing"]])
+def test_what_is_no_id_is_not_taken_for_one(engine: Engine, ids: list[Any]) -> None:
+    engine.add([{"id": "1", "text": "one"}])
+    with pytest.raises(ValueError, match="is no id: ids are strings"):
+        engine.delete(ids)
+    assert len(engine) == 4
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"o": {1: "x", "1": "y"}}, "expected strings for keys"),
+        ({"o": [[{None: 1}]]}, "expected strings for keys"),
+        (json.loads("[" * 150 + "]" * 150), "nested more than 100 levels deep"),
+    ],
+)
+def test_metadata_that_json_would_change_or_could_not_read_again_is_refused(
+    engine: Engine, metadata: Any, message: str
+) -> None:
+    with pytest.raises(CorpusError, match=message):
+        engine.add([{"id": "x", "text": "", "metadata": {"m": metadata}}])
+    assert len(engine) == 3
 
 
 def test_changes_kept_back_are_seen_together_at_the_commit(engine: Engine, folder: Path) -> None:
@@ -249,6 +308,7 @@ def test_a_filter_returns_k_where_k_match_and_all_hits_meet_it(engine: Engine) -
             hits = engine.search("wing", 10, rerank=rerank, where=expected)
             assert len(hits) == wanted, (rerank, where)
     assert found(engine, where={"year": {">=": 1970}}) == ["panel", "tail"]
+    assert found(engine, where="year >= 1970 and not lang = 'de'") == ["tail"]
     assert found(engine, where={}) == ["heat", "panel", "tail", "wing"]
 
 

@@ -68,10 +68,14 @@ def test_what_changes_meanwhile_and_later_is_taken_over_and_nothing_is_read_twic
     with Engine.open(old, HashingEncoder(32)) as engine:
         engine.delete(["0", "1"])
         engine.add([{"id": "2", "text": "changed"}, {"id": "x", "text": "new"}])
+        # Python calls 5 and 5.0 equal, and so are True and 1; they are not the same metadata.
+        engine.add([{"id": "5", "text": "word5", "metadata": {"n": 5.0}}])
     recorder = Recorder()
-    with migrate(old, new, recorder) as engine:
+    with pytest.raises(ValueError, match="is an index of 29 documents: pass update=True"):
+        migrate(old, new, recorder)
+    with migrate(old, new, recorder, update=True) as engine:
         texts = {document.id: document.text for document in engine.store}
-    assert recorder.read == ["changed", "new"]
+    assert recorder.read == ["changed", "new", "word5"]
     assert (texts["2"], texts["x"], "0" in texts, len(texts)) == ("changed", "new", False, 28)
 
 

@@ -36,4 +36,5 @@ def _line(error: BaseException) -> str:
         text = error.strerror
     # The library names its arguments; here they are options.
     text = text.replace("resume=True", "--resume").replace("overwrite=True", "--overwrite")
+    text = text.replace("update=True", "--update")
     return " ".join(text.split())

@@ -17,7 +17,6 @@ from e2rank.index.manifest import Manifest
 from e2rank.index.pack import Progress
 from e2rank.index.pack import pack as pack_index
 from e2rank.index.pack import unpack as unpack_index
-from e2rank.index.shipping import total_bytes
 
 NewFolder = Annotated[Path, typer.Argument(help="A new or empty folder for the index.")]
 Repo = Annotated[str, typer.Argument(help="A repository of the hub: OWNER/NAME.")]
@@ -35,7 +34,7 @@ def pack(
     json: options.Json = False,
 ) -> None:
     """Pack an index into one file: the same index, the same bytes."""
-    with _all_or_nothing(), _megabytes(total_bytes(Manifest.load(folder))) as done:
+    with _all_or_nothing(), _megabytes(Manifest.load(folder).bytes) as done:
         sha256 = pack_index(folder, archive, progress=done)
     size = archive.stat().st_size
     if json:
@@ -123,7 +122,7 @@ def _show(manifest: Manifest, folder: Path, *, as_json: bool) -> None:
         "documents": manifest.count,
         "encoder": manifest.encoder.name,
         "fingerprint": manifest.encoder.fingerprint,
-        "bytes": total_bytes(manifest),
+        "bytes": manifest.bytes,
     }
     if as_json:
         print_json(fields)

@@ -108,13 +108,16 @@ def migrate(
     recipe: Annotated[
         Path | None, typer.Option(help="TOML with fields of IndexConfig; as OLD if not given.")
     ] = None,
+    update: Annotated[
+        bool, typer.Option(help="Bring a whole NEW up to OLD: what OLD lacks is deleted.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
-    """Encode an index's documents again for another encoder; repeat it to continue or catch up."""
+    """Encode an index's documents again for another encoder; repeat it to continue."""
     config = load_recipe(IndexConfig, recipe) if recipe else None
     with (
         progress("documents", None) as done,
-        migrate_index(old, new, encoder, config, progress=done) as engine,
+        migrate_index(old, new, encoder, config, update=update, progress=done) as engine,
     ):
         fields = {"documents": len(engine), "encoder": engine.encoder.name}
     _tell(fields, as_json=json)

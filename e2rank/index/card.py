@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 
 from e2rank.index.manifest import Manifest
-from e2rank.index.shipping import total_bytes
 
 SHOWN = 1000
 """Files that a card lists."""
@@ -57,7 +56,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     yield "dimension", f"{encoder.dim:,}"
     yield "token vectors", f"{encoder.token_dim:,} components" if encoder.token_dim else "none"
     yield "FAISS factory", _code(manifest.config["factory"])
-    yield "bytes", f"{total_bytes(manifest):,}"
+    yield "bytes", f"{manifest.bytes:,}"
 
 
 def _files(manifest: Manifest) -> Iterator[tuple[str, ...]]:

@@ -91,9 +91,16 @@ def one_writer(folder: Path) -> Iterator[None]:
 
     Raises:
         IndexFormatError: if another process is writing.
+        PermissionError: if nobody can write there.
     """
     path = folder / LOCK
-    with path.open("a+", encoding="utf-8") as file:
+    try:
+        opened = path.open("a+", encoding="utf-8")
+    except PermissionError as error:
+        raise PermissionError(
+            error.errno, f"{folder} cannot be written: copy the index to where it can, or only read"
+        ) from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -79,7 +79,7 @@ class Maker:
         """The staged documents as a segment with all its files, opened."""
         config, count = self._base.manifest.index_config, staging.progress.done
         flat = dataclasses.replace(config, factory="Flat", nprobe=None, ef_search=None)
-        if small and count < SMALL:
+        if count == 0 or (small and count < SMALL):
             config = flat
         try:
             entries = finish(staging, self._base.contract, config)
@@ -89,7 +89,7 @@ class Maker:
             entries = finish(staging, self._base.contract, config)
         final = staging.folder.with_name(staging.folder.name.removesuffix(ADDING))
         for path in (staging.record, staging.spool):
-            path.unlink()
+            path.unlink(missing_ok=True)
         staging.folder.rename(final)
         info = SegmentInfo(
             name=final.name,

@@ -69,6 +69,7 @@ class Opened:
                 )
             kept = self._writer is not None
             self._writer = writer = self._writer or self._begun()
+            before = writer.mark()
             self._under_way = True
             try:
                 yield writer
@@ -78,6 +79,8 @@ class Opened:
                 # An error drops its own change only, not what was kept back before.
                 if not kept or not writer.changed:
                     self._let_go(writer)
+                else:
+                    writer.restore(before)
                 raise
             finally:
                 self._under_way = False

@@ -23,6 +23,7 @@ from e2rank.index.shipping import (
     put_in_place,
     read_checked,
     snapshot,
+    unchanged,
 )
 
 LEVEL = 3
@@ -59,7 +60,7 @@ def pack(folder: str | Path, archive: str | Path, *, progress: Progress | None =
         level=LEVEL, write_checksum=True, write_content_size=True, threads=0
     ).compressobj(size=tar.length(sizes))
     sha256 = hashlib.sha256()
-    with beside(archive) as side, side.open("xb") as file:
+    with unchanged(folder, manifest), beside(archive) as side, side.open("xb") as file:
         for piece in _pieces(folder, manifest, text, _counter(progress)):
             packed = compressor.compress(piece)
             sha256.update(packed)

@@ -39,6 +39,7 @@ class Segment:
             IndexFormatError: naming the file that is missing or damaged.
         """
         self.name, self.count = info.name, info.count
+        self.made = manifest.config
         self.files = {
             name: entry
             for name, entry in manifest.files.items()

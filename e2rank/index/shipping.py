@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import tempfile
@@ -14,6 +15,8 @@ import xxhash
 from e2rank.errors import IndexFormatError
 from e2rank.index.files import check_size, sync_file, sync_folder
 from e2rank.index.manifest import NAME, Manifest
+
+_log = logging.getLogger("e2rank")
 
 MAX_MANIFEST = 64 << 20
 """Bytes of a manifest that comes from elsewhere."""
@@ -108,14 +111,9 @@ def load_from_elsewhere(side: Path, source: str, room: int | None = None) -> Man
         # The side folder is gone by the time this is read.
         raise IndexFormatError(str(error).replace(str(side), source)) from error
     check_manifest(manifest, source)
-    if room is not None and (total := total_bytes(manifest)) > room:
+    if room is not None and (total := manifest.bytes) > room:
         raise IndexFormatError(f"{source} needs {total:,} bytes, and {room:,} are left for it")
     return manifest
-
-
-def total_bytes(manifest: Manifest) -> int:
-    """Bytes of all files that a manifest names."""
-    return sum(entry["bytes"] for entry in manifest.files.values())
 
 
 def snapshot(folder: Path) -> tuple[Manifest, bytes]:
@@ -131,7 +129,28 @@ def snapshot(folder: Path) -> tuple[Manifest, bytes]:
     if len(text) > MAX_MANIFEST:
         raise IndexFormatError(f"{folder / NAME} is too long to be shipped: {len(text):,} bytes")
     check_manifest(manifest, str(folder))
+    if manifest.deleted:
+        _log.warning(
+            "%s ships the texts of %d deleted documents: compact it first to leave them out",
+            folder,
+            manifest.deleted,
+        )
     return manifest, text
+
+
+@contextlib.contextmanager
+def unchanged(folder: Path, manifest: Manifest) -> Iterator[None]:
+    """While the files of an index are read: what a commit took away is no damage.
+
+    Raises:
+        IndexFormatError: saying which of the two it was.
+    """
+    try:
+        yield
+    except (IndexFormatError, FileNotFoundError) as error:
+        if Manifest.load(folder) != manifest:
+            raise IndexFormatError(f"{folder} was changed just now: try again") from error
+        raise
 
 
 def read_checked(path: Path, entry: Mapping[str, Any]) -> Iterator[bytes]:

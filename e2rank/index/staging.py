@@ -199,14 +199,37 @@ class Ids:
         self._connection.close()
 
 
+_DEEPEST = 100
+"""Levels of metadata: Python's own JSON fails somewhere near 1,000, wherever it is called."""
+
+
+def _check_metadata(document: Document) -> None:
+    """Refuse what JSON would change without a word, or could not read again."""
+    level: list[Any] = [document.metadata]
+    for _ in range(_DEEPEST):
+        for each in level:
+            if isinstance(each, Mapping) and not all(isinstance(key, str) for key in each):
+                raise CorpusError(
+                    f"document {document.id!r} has metadata JSON cannot hold: expected strings for "
+                    "keys"
+                )
+        inside = [each.values() if isinstance(each, Mapping) else each for each in level]
+        level = [one for each in inside for one in each if isinstance(one, Mapping | list | tuple)]
+        if not level:
+            return
+    raise CorpusError(
+        f"document {document.id!r} has metadata nested more than {_DEEPEST} levels deep"
+    )
+
+
 def _line(document: Document) -> str:
-    metadata = document.metadata
-    if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
+    if not isinstance(document.metadata, Mapping):
         raise CorpusError(
             f"document {document.id!r} has metadata JSON cannot hold: expected a mapping with "
             "strings for keys"
         )
-    fields = [document.id, document.title, document.text, dict(metadata)]
+    _check_metadata(document)
+    fields = [document.id, document.title, document.text, dict(document.metadata)]
     try:
         line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
         line.encode()

@@ -79,7 +79,8 @@ class Store:
                 _check_files(folder, manifest, verify=verify)
                 for info in manifest.segments:
                     old = known.get(info.name)
-                    if old is None or old.files != files_of(manifest, info):
+                    same = old is not None and old.made == manifest.config
+                    if old is None or not same or old.files != files_of(manifest, info):
                         opened.append(Segment(folder, info, manifest))
                         known = known | {info.name: opened[-1]}
                 return cls(folder, manifest, [known[each.name] for each in manifest.segments])

@@ -74,7 +74,7 @@ class Tokens:
                 segment / "token_ends.npy", f"{len(self._ends)} documents, expected {count}"
             )
         # Only the last end is looked at: reading all would cost more the larger the index.
-        expected = (int(self._ends[-1]), dim)
+        expected = (int(self._ends[-1]) if count else 0, dim)
         if self._rows.shape != expected:
             raise _damaged(
                 segment / "tokens.npy", f"{self._rows.shape}, expected {expected} by token_ends.npy"

@@ -81,6 +81,15 @@ class Writer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def mark(self) -> tuple[Any, ...]:
+        """What `restore` goes back to."""
+        parts = [dataclasses.replace(part, alive=part.alive.copy()) for part in self._parts]
+        return parts, self._changed, self._adapter, self._adapter_files
+
+    def restore(self, mark: tuple[Any, ...]) -> None:
+        """Forget what came after the mark was made; not to be used after a commit."""
+        self._parts, self._changed, self._adapter, self._adapter_files = mark
+
     @property
     def changed(self) -> bool:
         """Whether there is anything to commit."""
@@ -99,7 +108,7 @@ class Writer:
     ) -> int:
         """Write documents as a new segment; an id that is there already is replaced.
 
-        They are durable when this returns, and seen after the commit. Memory is bounded whatever
+        They are seen, and survive this process, from the commit on. Memory is bounded whatever
         their number.
 
         Returns:
@@ -147,9 +156,8 @@ class Writer:
             (only,) = self._parts
             if only.info.factory == manifest.config["factory"]:
                 return
-        if any(part.count for part in self._parts):
-            self._parts = [self._maker.merged(self._parts, small=False)]
-            self._changed = True
+        self._parts = [self._maker.merged(self._parts, small=False)]
+        self._changed = True
 
     def put_adapter(self, write: Callable[[Path], object] | None) -> None:
         """Give the index an adapter of its own, or take it away.

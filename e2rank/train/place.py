@@ -7,7 +7,7 @@ from e2rank.encoders.adapter import Adapter
 from e2rank.index import Writer
 from e2rank.index.files import one_writer
 from e2rank.index.manifest import Manifest
-from e2rank.index.target import clean
+from e2rank.index.target import clean, unfinished
 
 
 def put_adapter(writer: Writer, adapter: Adapter) -> Path:
@@ -37,5 +37,5 @@ def remove_adapter(folder: str | Path) -> bool:
         files = {name: entry for name, entry in manifest.files.items() if not name.startswith(own)}
         without = dataclasses.replace(manifest, files=files, adapter="", commit=manifest.commit + 1)
         without.save(where)
-        clean(where, without)
+        clean(where, without, [str(path.relative_to(where)) for path in unfinished(where, without)])
     return True
