@@ -225,6 +225,19 @@ def test_an_index_that_changes_under_the_packer_is_refused(
         pack(index, tmp_path / "x")
 
 
+def test_an_index_that_is_changed_while_it_is_packed_is_not_called_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = [{"id": str(number), "text": "wing " * 50_000} for number in range(5)]
+    with Engine.build(records, tmp_path / "index", "hashing") as engine:
+        engine.delete(["0"])
+        with pytest.raises(IndexFormatError, match="was changed just now: try again"):
+            pack(tmp_path / "index", tmp_path / "x", progress=lambda _: engine.compact())
+        assert "ships the texts of 1 deleted documents: compact it first" in caplog.text
+    assert not (tmp_path / "x").exists()
+    pack(tmp_path / "index", tmp_path / "x")
+
+
 def test_an_archive_that_is_there_is_not_replaced(index: Path, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"precious")
     with pytest.raises(ValueError, match="is there already"):

@@ -215,6 +215,15 @@ def test_an_index_whose_adapter_is_removed_is_what_it_was(adapted: Path, built: 
     assert not remove_adapter(adapted)
 
 
+def test_removing_an_adapter_leaves_a_build_that_can_be_resumed(adapted: Path) -> None:
+    number = Manifest.load(adapted).next_segment
+    build = adapted / "segments" / f"{number:06d}.partial"
+    build.mkdir()
+    (build / "progress.json").write_text("{}", encoding="utf-8")
+    assert remove_adapter(adapted)
+    assert (build / "progress.json").exists()
+
+
 def test_nothing_is_removed_from_what_is_no_index(tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     with pytest.raises(IndexFormatError, match=r"has no manifest\.json"):

@@ -20,7 +20,10 @@ TEXTS = [f"word{number} word{number % 7} wing" for number in range(50)]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An index of two segments, one of them with an HNSW graph, and a deleted document."""
-    records = [{"id": str(number), "text": text} for number, text in enumerate(TEXTS)]
+    records = [
+        {"id": str(number), "text": text, "metadata": {"n": number % 3}}
+        for number, text in enumerate(TEXTS)
+    ]
     config = IndexConfig(factory="HNSW8")
     with Engine.build(records[:40], tmp_path / "index", HashingEncoder(32), config) as engine:
         engine.add(records[40:])
@@ -127,6 +130,8 @@ def swap_rows(segment: Path) -> None:
         ("documents.sqlite", run_sql("DELETE FROM documents WHERE row = 5"), "has no row 5"),
         ("documents.sqlite", run_sql("DELETE FROM documents WHERE row = 39"), "39 rows"),
         ("documents.sqlite", run_sql("UPDATE documents SET id = '45' WHERE row = 3"), "id twice"),
+        ("documents.sqlite", run_sql("UPDATE fields SET rows = rows || rows"), "table of filters"),
+        ("documents.sqlite", run_sql("DELETE FROM fields WHERE value = 2"), "table of filters"),
         ("vectors.npy", swap_rows, "row 11 of vectors.npy is no unit vector"),
     ],
 )

@@ -6,7 +6,7 @@ import sqlite3
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import reduce
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,28 @@ def combined(condition: Condition, count: int, mask_of: Callable[[Leaf], np.ndar
             return np.logical_not(combined(part, count, mask_of))
         case leaf:
             return mask_of(leaf)
+
+
+def fields_fit(connection: sqlite3.Connection) -> bool:
+    """Whether the table holds what the documents' metadata say, no more and no less."""
+    if not has_fields(connection):
+        return True
+    fresh = sqlite3.connect("", isolation_level=None)  # spills to disk
+    try:
+        fresh.execute("BEGIN")
+        write_fields(fresh, described(connection))
+        every = "SELECT name, value, rows FROM fields ORDER BY name, value"
+        pairs = zip_longest(fresh.execute(every), connection.execute(every))
+        return all(one == other for one, other in pairs)
+    finally:
+        fresh.close()
+
+
+def described(connection: sqlite3.Connection) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Row and metadata of every document that has any."""
+    sql = "SELECT row, metadata FROM documents WHERE metadata <> '{}' ORDER BY row"
+    for row, text in connection.execute(sql):
+        yield row, json.loads(text)
 
 
 def leaf_mask(connection: sqlite3.Connection, leaf: Leaf, count: int) -> np.ndarray:

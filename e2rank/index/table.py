@@ -13,7 +13,7 @@ import numpy as np
 
 from e2rank.documents import Document
 from e2rank.errors import IndexFormatError
-from e2rank.index.fields import matching_rows, write_fields
+from e2rank.index.fields import described, fields_fit, matching_rows, write_fields
 from e2rank.where import Condition
 
 _SCHEMA = (
@@ -51,9 +51,7 @@ def write_table(path: Path, documents: Iterable[Document]) -> None:
                 for row, each in enumerate(documents)
             ),
         )
-        sql = "SELECT row, metadata FROM documents WHERE metadata <> '{}'"
-        described = ((row, json.loads(text)) for row, text in connection.execute(sql))
-        write_fields(connection, described)
+        write_fields(connection, described(connection))
         connection.execute("COMMIT")
     except sqlite3.OperationalError as error:
         code = errno.ENOSPC if "disk is full" in str(error) else errno.EIO
@@ -87,6 +85,11 @@ class Table:
         """The (count,) bool mask of the rows whose metadata meet a condition."""
         with self._reading() as connection:
             return matching_rows(connection, condition, self._count)
+
+    def filters_fit(self) -> bool:
+        """Whether filters read what the documents' metadata say."""
+        with self._reading() as connection:
+            return fields_fit(connection)
 
     def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
         """The rows of those of these ids that the table has."""

@@ -46,8 +46,9 @@ def check(store: Store) -> None:
     """Prove that ids, vectors and texts belong together, one to one.
 
     In every segment the rows of the table are 0 to count - 1, each with an id of its own, raw rows
-    are finite and of unit length, and token vectors end in order; no two documents of the index
-    have one id. Sizes, shapes and the FAISS index's own count are compared at every open.
+    are finite and of unit length, token vectors end in order, and filters read what the metadata
+    say; no two documents of the index have one id. Sizes, shapes and the FAISS index's own count
+    are compared at every open.
 
     Raises:
         IndexFormatError: naming the segment and what does not fit.
@@ -59,6 +60,8 @@ def check(store: Store) -> None:
                 ids.add(part, seen)
                 seen += len(part)
             _check_vectors(segment)
+            if not segment.table.filters_fit():
+                raise _unfit(segment, "the table of filters differs from the metadata")
             if segment.tokens is not None and not segment.tokens.in_order():
                 raise _unfit(segment, "token_ends.npy is not in order")
     except CorpusError as error:
