@@ -119,6 +119,10 @@ class Manifest:
         """What the index's files take on disk."""
         return sum(entry["bytes"] for entry in self.files.values())
 
+    def inside(self, folder: str) -> dict[str, dict[str, Any]]:
+        """The files in one folder of the index; none for ""."""
+        return {k: v for k, v in self.files.items() if folder and k.startswith(f"{folder}/")}
+
     @property
     def index_config(self) -> IndexConfig:
         """How the index is built."""

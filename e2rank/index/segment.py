@@ -40,11 +40,7 @@ class Segment:
         """
         self.name, self.count = info.name, info.count
         self.made = manifest.config
-        self.files = {
-            name: entry
-            for name, entry in manifest.files.items()
-            if name.startswith(info.folder + "/")
-        }
+        self.files = manifest.inside(info.folder)
         for name, entry in self.files.items():
             check_size(folder / name, entry)
         self._path = where = folder / info.folder

@@ -80,7 +80,7 @@ class Store:
                 for info in manifest.segments:
                     old = known.get(info.name)
                     same = old is not None and old.made == manifest.config
-                    if old is None or not same or old.files != files_of(manifest, info):
+                    if old is None or not same or old.files != manifest.inside(info.folder):
                         opened.append(Segment(folder, info, manifest))
                         known = known | {info.name: opened[-1]}
                 return cls(folder, manifest, [known[each.name] for each in manifest.segments])
@@ -319,14 +319,9 @@ class Store:
 
 def _check_files(folder: Path, manifest: Manifest, *, verify: bool) -> None:
     """Read what is to be read whole before anything is opened: all files, or the adapter's."""
-    for name, entry in manifest.files.items():
-        if verify or (manifest.adapter and name.startswith(f"{manifest.adapter}/")):
-            check_file(folder / name, entry)
-
-
-def files_of(manifest: Manifest, info: SegmentInfo) -> dict[str, dict[str, Any]]:
-    """The files of one segment, as the manifest lists them."""
-    return {k: v for k, v in manifest.files.items() if k.startswith(info.folder + "/")}
+    entries = manifest.files if verify else manifest.inside(manifest.adapter)
+    for name, entry in entries.items():
+        check_file(folder / name, entry)
 
 
 def live(folder: Path, manifest: Manifest, info: SegmentInfo) -> np.ndarray:

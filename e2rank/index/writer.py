@@ -57,11 +57,7 @@ class Writer:
             clean(folder, manifest)
             self._stack = stack.pop_all()
         self._maker, self._adapter = Maker(self.base), manifest.adapter
-        self._adapter_files = {
-            name: entry
-            for name, entry in manifest.files.items()
-            if manifest.adapter and name.startswith(f"{manifest.adapter}/")
-        }
+        self._adapter_files = manifest.inside(manifest.adapter)
         self._parts = [
             Part(
                 segment,

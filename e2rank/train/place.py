@@ -33,8 +33,8 @@ def remove_adapter(folder: str | Path) -> bool:
         manifest = Manifest.load(where)
         if not manifest.adapter:
             return False
-        own = f"{manifest.adapter}/"
-        files = {name: entry for name, entry in manifest.files.items() if not name.startswith(own)}
+        own = manifest.inside(manifest.adapter)
+        files = {name: entry for name, entry in manifest.files.items() if name not in own}
         without = dataclasses.replace(manifest, files=files, adapter="", commit=manifest.commit + 1)
         without.save(where)
         clean(where, without, [str(path.relative_to(where)) for path in unfinished(where, without)])
