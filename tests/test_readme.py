@@ -170,6 +170,27 @@ def test_figures_in_the_text_are_those_that_were_measured() -> None:
     assert f"opens in {1000 * scale['open_s']:.0f} ms" in text
 
 
+def test_figures_of_a_million_vectors_and_of_filters_are_those_that_were_measured() -> None:
+    def results(name: str) -> Any:
+        path = ROOT / "benchmarks" / "results" / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8"))["results"]
+
+    text = " ".join(README.split())
+    (million,) = (each for each in results("million") if each["documents"] == 1_000_000)
+    of = {each["factory"]: each for each in million["factories"]}
+    flat, graph, bits = (of[name] for name in ("Flat", "HNSW32,Flat", "RaBitQ"))
+    assert f"take {flat['searches'][0]['p50_ms']:.0f} ms on one core" in text
+    for built, end in ((graph, " of FAISS"), (bits, "")):
+        best = built["searches"][-1]
+        took = f"{best['p50_ms']:.1f}" if best["p50_ms"] < 10 else f"{best['p50_ms']:.0f}"
+        found = f"{best['recall@10']:.3f}".lstrip("0")
+        assert re.search(rf"finds {re.escape(found)} (of them )?in {took} ms", text)
+        assert f"with {built['faiss_bytes'] / 1e6:,.0f} MB{end}" in text
+    rows = results("filters")["rows"]
+    whole = {each["factory"]: each["recall"] for each in rows if each["share"] == 1}
+    assert all(each["recall"] > whole[each["factory"]] - 0.005 for each in rows)
+
+
 def test_what_an_index_went_through_is_what_was_measured() -> None:
     def results(name: str) -> Any:
         path = ROOT / "benchmarks" / "results" / f"{name}.json"
