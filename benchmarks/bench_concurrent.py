@@ -5,14 +5,10 @@ see tests/index_concurrent.py.
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from typing import Any
 
-from harness import ROOT, WORK, rows, save
+from harness import WORK, rows, save, tested
 
 
 def main() -> None:
@@ -22,16 +18,10 @@ def main() -> None:
     parser.add_argument("--readers", type=int, default=8)
     asked = parser.parse_args()
     WORK.mkdir(exist_ok=True)
-    script = ROOT / "tests" / "index_concurrent.py"
     with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        done = subprocess.run(
-            [sys.executable, script, str(asked.seconds), str(asked.readers), folder],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        report: dict[str, Any] = tested(
+            "index_concurrent.py", str(asked.seconds), str(asked.readers), folder
         )
-    report: dict[str, Any] = json.loads(done.stdout)
     rows([[name, str(value)] for name, value in report.items()])
     save("concurrent", "one process changes an index, others read it", report)
 

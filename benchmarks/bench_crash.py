@@ -5,13 +5,9 @@ changes at once or compacts; see tests/index_crash.py. The disk is the real one.
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 from typing import Any
 
-from harness import ROOT, WORK, rows, save
+from harness import WORK, rows, save, tested
 
 
 def main() -> None:
@@ -19,17 +15,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=200)
     asked = parser.parse_args()
-    WORK.mkdir(exist_ok=True)
-    script = ROOT / "tests" / "index_crash.py"
     options = [str(asked.rounds), str(WORK), "--slow-disk", "--longest", "0.6"]
-    done = subprocess.run(
-        [sys.executable, script, *options],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    report: dict[str, Any] = json.loads(done.stdout)
+    report: dict[str, Any] = tested("index_crash.py", *options)
     rows([[name, str(value)] for name, value in report.items()])
     save("crash", "processes killed while they change an index", report)
 

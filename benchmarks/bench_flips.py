@@ -10,14 +10,11 @@ tests/index_flips.py.
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from typing import Any
 
-from harness import ROOT, WORK, rows, save
+from harness import WORK, rows, save, tested
 
 COLUMNS = ("bytes", "damaged", "refused", "served", "differs")
 
@@ -28,16 +25,10 @@ def main() -> None:
     parser.add_argument("--lazy", type=int, default=2000)
     asked = parser.parse_args()
     WORK.mkdir(exist_ok=True)
-    script = ROOT / "tests" / "index_flips.py"
     with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        done = subprocess.run(
-            [sys.executable, script, folder, str(sys.maxsize), str(asked.lazy)],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        report: dict[str, dict[str, Any]] = tested(
+            "index_flips.py", folder, str(sys.maxsize), str(asked.lazy)
         )
-    report: dict[str, dict[str, Any]] = json.loads(done.stdout)
     total = {name: sum(each.get(name, 0) for each in report.values()) for name in COLUMNS}
     table = {**report, "all": total}
     cells = [[name, *(str(each.get(c, 0)) for c in COLUMNS)] for name, each in table.items()]

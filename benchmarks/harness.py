@@ -35,6 +35,19 @@ def command(*arguments: str | Path) -> str:
     return done.stdout
 
 
+def tested(script: str, *options: str | Path) -> Any:
+    """What a script of tests/ reports as JSON: the test at length is the benchmark."""
+    WORK.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / script, *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    return json.loads(done.stdout)
+
+
 def index_of(name: str, encoder: str = "minilm") -> Path:
     """The index of a collection, built the first time it is needed."""
     folder = WORK / "indexes" / f"{name}-{encoder}"

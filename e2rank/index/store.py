@@ -10,9 +10,10 @@ import numpy as np
 
 from e2rank.documents import Document
 from e2rank.errors import IndexFormatError
+from e2rank.index.deletions import read_alive
 from e2rank.index.exact import ordered
 from e2rank.index.files import check_file
-from e2rank.index.manifest import Manifest, SegmentInfo
+from e2rank.index.manifest import Manifest
 from e2rank.index.segment import Segment
 from e2rank.index.tokens import STEPS
 from e2rank.scores import unit
@@ -25,8 +26,8 @@ _TRIES = 10
 class Store:
     """One open index as of one commit; make it with `Store.open`.
 
-    Rows are numbers of this snapshot, 0 to `rows`, one a document in the order in which they came;
-    those of deleted documents are left empty.
+    Rows are numbers of this snapshot, from 0, one a document in the order in which they came; those
+    of deleted documents are left empty.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, segments: Sequence[Segment]) -> None:
@@ -34,10 +35,7 @@ class Store:
         self.folder, self.manifest = folder, manifest
         self._segments = tuple(segments)
         self._starts = np.cumsum([0, *(each.count for each in segments)])
-        self._live = tuple(
-            None if info.deleted == 0 else live(folder, manifest, info)
-            for info in manifest.segments
-        )
+        self._live = tuple(read_alive(folder, manifest, info) for info in manifest.segments)
         self._allowed = self._live
         self._count = manifest.count
 
@@ -322,22 +320,3 @@ def _check_files(folder: Path, manifest: Manifest, *, verify: bool) -> None:
     entries = manifest.files if verify else manifest.inside(manifest.adapter)
     for name, entry in entries.items():
         check_file(folder / name, entry)
-
-
-def live(folder: Path, manifest: Manifest, info: SegmentInfo) -> np.ndarray:
-    """The (count,) bool mask of a segment's documents that are not deleted.
-
-    Raises:
-        IndexFormatError: if the file that says so is damaged.
-    """
-    path, alive = folder / info.deletions, np.ones(info.count, dtype=bool)
-    if info.deletions not in manifest.files:
-        raise IndexFormatError(f"{folder} is damaged: its manifest names no {info.deletions}")
-    check_file(path, manifest.files[info.deletions])
-    try:
-        alive[np.load(path, allow_pickle=False)] = False
-    except Exception as error:  # numpy raises what it likes
-        raise IndexFormatError(f"{path} is damaged: {error}") from error
-    if info.count - np.count_nonzero(alive) != info.deleted:
-        raise IndexFormatError(f"{path} is damaged: expected {info.deleted} rows")
-    return alive

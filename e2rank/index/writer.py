@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
@@ -15,17 +14,17 @@ from e2rank.documents import Document, as_documents
 from e2rank.errors import IndexFormatError
 from e2rank.index import making
 from e2rank.index.batches import BatchEncoder
+from e2rank.index.deletions import write_alive
 from e2rank.index.files import (
     file_entry,
     one_writer,
     sync_file,
     sync_folder,
-    write_atomically,
 )
 from e2rank.index.making import Maker, Part
 from e2rank.index.manifest import Manifest
 from e2rank.index.store import Store
-from e2rank.index.target import DELETED, clean, remove, unfinished
+from e2rank.index.target import clean, remove, unfinished
 
 _log = logging.getLogger("e2rank")
 
@@ -242,14 +241,12 @@ class Writer:
 
     def _write_deletions(self, part: Part, commit: int) -> None:
         """Write which rows of a segment are deleted, in a new file."""
-        folder, deleted = self.folder / DELETED, np.flatnonzero(~part.alive)
-        name, data = f"{DELETED}/{part.info.name}-{commit}.npy", io.BytesIO()
-        np.save(data, deleted.astype(np.int64))
-        folder.mkdir(exist_ok=True)
-        write_atomically(self.folder / name, data.getvalue())
+        name = write_alive(self.folder, part.info.name, commit, part.alive)
         part.files.pop(part.info.deletions, None)
         part.files[name] = file_entry(self.folder / name)
-        part.info = dataclasses.replace(part.info, deleted=len(deleted), deletions=name)
+        part.info = dataclasses.replace(
+            part.info, deleted=part.info.count - part.count, deletions=name
+        )
 
 
 def _shared(old: Part, new: Part) -> list[int]:
