@@ -25,7 +25,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 # A field that came later is left out of the digest while it has its default, so that what was
 # made before it came keeps its fingerprint.
-_LATER = ("token_dim", "token_layers", "rerank", "prompt")
+_LATER = ("token_dim", "token_layers", "rerank", "prompt", "sparse_dim", "sparse_terms")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +59,8 @@ class Contract:
         fusion_weight: share of the rerank's score in the final one, 0 to 1.
         token_dim: length of the token vectors of late interaction; 0 where the model gives none.
         token_layers: how many of its last layers the token vectors are made from.
+        sparse_dim: terms of the vocabulary of its sparse vectors; 0 where the model gives none.
+        sparse_terms: most terms that a document keeps of its sparse vector, those of largest weight.
         rerank: what `rerank=True` means for this model.
         prompt: what the listwise prompts of list_sizes were made of: the documents' texts, or
             their vectors.
@@ -86,6 +88,8 @@ class Contract:
     token_layers: int = 2
     rerank: Rerank = "listwise"
     prompt: Prompt = "text"
+    sparse_dim: int = 0
+    sparse_terms: int = 128
 
     def __post_init__(self) -> None:
         """Refuse a contract that no model could keep.
@@ -102,9 +106,10 @@ class Contract:
             raise ValueError(
                 "prompt is 'vectors' and list_sizes is empty; no model reads soft tokens untrained"
             )
-        if self.token_dim < 0:
-            raise ValueError(f"token_dim is {self.token_dim}; it must be at least 0")
-        for name in ("dim", "token_layers", *budgets):
+        for name in ("token_dim", "sparse_dim"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        for name in ("dim", "token_layers", "sparse_terms", *budgets):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0.0 <= self.fusion_weight <= 1.0:

@@ -54,6 +54,39 @@ class TokenVectors:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseVectors:
+    """Learned sparse vectors of n texts: terms of a vocabulary, each with a weight above 0.
+
+    Args:
+        terms: (m,) int32 term ids of all texts, one text after another; ascending in each.
+        weights: (m,) float32, above 0.
+        ends: (n + 1,) int64 offsets: text i has the terms ends[i] to ends[i + 1], perhaps none.
+    """
+
+    terms: np.ndarray
+    weights: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    @classmethod
+    def of(cls, texts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Self:
+        """From the terms and weights of each text, any number of texts."""
+        lengths = [len(terms) for terms, _ in texts]
+        return cls(
+            np.concatenate([np.zeros(0, np.int32), *(terms for terms, _ in texts)]),
+            np.concatenate([np.zeros(0, np.float32), *(weights for _, weights in texts)]),
+            np.cumsum([0, *lengths]),
+        )
+
+    def row(self, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """The terms and weights of one text."""
+        own = slice(self.ends[place], self.ends[place + 1])
+        return self.terms[own], self.weights[own]
+
+
+@dataclass(frozen=True, slots=True)
 class Candidates:
     """What was gathered for one query, best first.
 

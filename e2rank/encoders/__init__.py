@@ -8,8 +8,17 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from e2rank.contract import Contract
+from e2rank.documents import SparseVectors
 
-__all__ = ["CutTexts", "Encoder", "Encoding", "difference", "token_fingerprint"]
+__all__ = [
+    "CutTexts",
+    "Encoder",
+    "Encoding",
+    "SparseQueries",
+    "difference",
+    "sparse_fingerprint",
+    "token_fingerprint",
+]
 
 _log = logging.getLogger("e2rank")
 
@@ -27,12 +36,14 @@ class Encoding:
         token_vectors: a (t, p) float32 matrix a text, for late interaction: unit rows of a
             document; of a query, rows whose lengths are the shares of its tokens. Empty where the
             encoder gives none.
+        sparse: the learned sparse vectors of n documents, or None where the encoder gives none.
     """
 
     vectors: np.ndarray
     tokens: int = 0
     truncated: tuple[int, ...] = ()
     token_vectors: tuple[np.ndarray, ...] = ()
+    sparse: SparseVectors | None = None
 
 
 class CutTexts:
@@ -86,6 +97,25 @@ class Encoder(Protocol):
     ) -> Encoding:
         """One listwise prompt a query, showing that query's documents, best first."""
         ...
+
+
+@runtime_checkable
+class SparseQueries(Protocol):
+    """An encoder whose documents have sparse vectors, of `contract.sparse_dim` terms."""
+
+    @property
+    def sparse_fingerprint(self) -> str:
+        """What identifies the sparse vectors of documents."""
+        ...
+
+    def sparse_queries(self, texts: Sequence[str]) -> SparseVectors:
+        """The sparse vectors of queries; a dot product with a document's is its score."""
+        ...
+
+
+def sparse_fingerprint(encoder: Encoder) -> str:
+    """What identifies the encoder's sparse vectors of documents; "" for one that gives none."""
+    return str(getattr(encoder, "sparse_fingerprint", ""))
 
 
 def token_fingerprint(encoder: Encoder) -> str:
