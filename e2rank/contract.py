@@ -60,7 +60,7 @@ class Contract:
         token_dim: length of the token vectors of late interaction; 0 where the model gives none.
         token_layers: how many of its last layers the token vectors are made from.
         sparse_dim: terms of the vocabulary of its sparse vectors; 0 where the model gives none.
-        sparse_terms: most terms that a document keeps of its sparse vector, those of largest weight.
+        sparse_terms: most terms of a document's sparse vector, those of largest weight.
         rerank: what `rerank=True` means for this model.
         prompt: what the listwise prompts of list_sizes were made of: the documents' texts, or
             their vectors.
@@ -106,12 +106,12 @@ class Contract:
             raise ValueError(
                 "prompt is 'vectors' and list_sizes is empty; no model reads soft tokens untrained"
             )
-        for name in ("token_dim", "sparse_dim"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        for name in ("dim", "token_layers", "sparse_terms", *budgets):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        least = {"token_dim": 0, "sparse_dim": 0}
+        for name in ("dim", "token_dim", "token_layers", "sparse_dim", "sparse_terms", *budgets):
+            if getattr(self, name) < least.get(name, 1):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be at least {least.get(name, 1)}"
+                )
         if not 0.0 <= self.fusion_weight <= 1.0:
             raise ValueError(f"fusion_weight is {self.fusion_weight}; it must be in [0, 1]")
 
