@@ -27,8 +27,9 @@ from encoders_support import (
 
 from e2rank.contract import Contract
 from e2rank.encoders import Encoding, difference
+from e2rank.encoders.run import Run
 from e2rank.encoders.tokens import Tokens, Wording
-from e2rank.encoders.torch import TorchEncoder, _compute_dtype, _Run
+from e2rank.encoders.torch import TorchEncoder, _compute_dtype
 from e2rank.errors import EncodingError
 
 # Short and long by turns, so that batches mix lengths and their order is not the given one.
@@ -151,15 +152,15 @@ def test_nan_is_refused_by_the_names_of_the_encoder_and_the_text(
 
 def limit(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Let a batch of more than `most` texts run out of memory; gives the sizes that are tried."""
-    whole, tried = _Run._read, list[int]()
+    whole, tried = Run._read, list[int]()
 
-    def small(run: _Run, texts: Sequence[Tokens], *rest: Any) -> Any:
+    def small(run: Run, texts: Sequence[Tokens], *rest: Any) -> Any:
         tried.append(len(texts))
         if len(texts) > most:
             raise torch.OutOfMemoryError("simulated")
         return whole(run, texts, *rest)
 
-    monkeypatch.setattr(_Run, "_read", small)
+    monkeypatch.setattr(Run, "_read", small)
     return tried
 
 

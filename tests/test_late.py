@@ -19,8 +19,9 @@ from test_adapter import CONTRACT, adapter, base, head_weights
 from e2rank import Candidates, Document, Engine, Hits
 from e2rank.documents import TokenVectors
 from e2rank.encoders.hashing import HashingEncoder
+from e2rank.encoders.run import Run
 from e2rank.encoders.tokens import Tokens
-from e2rank.encoders.torch import TorchEncoder, _Run
+from e2rank.encoders.torch import TorchEncoder
 from e2rank.errors import IndexFormatError
 from e2rank.rerank.choose import choose
 from e2rank.rerank.late import TokenReranker
@@ -211,16 +212,16 @@ def test_nothing_to_encode_gives_no_token_vectors() -> None:
 def test_out_of_memory_halves_the_batch_and_keeps_the_token_vectors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    texts, whole, tried = abstracts(5), _Run._read, list[int]()
+    texts, whole, tried = abstracts(5), Run._read, list[int]()
     expected = adapted().encode_documents(texts).token_vectors
 
-    def small(run: _Run, given: Sequence[Tokens], *rest: Any) -> Any:
+    def small(run: Run, given: Sequence[Tokens], *rest: Any) -> Any:
         tried.append(len(given))
         if len(given) > 2:
             raise torch.OutOfMemoryError("simulated")
         return whole(run, given, *rest)
 
-    monkeypatch.setattr(_Run, "_read", small)
+    monkeypatch.setattr(Run, "_read", small)
     found = adapted().encode_documents(texts).token_vectors
     assert max(tried) > 2
     for one, other in zip(found, expected, strict=True):

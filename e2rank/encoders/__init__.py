@@ -1,9 +1,9 @@
 """From text to vectors. `Encoder` is the seam: any object with these three methods will do."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
@@ -15,12 +15,17 @@ __all__ = [
     "Encoder",
     "Encoding",
     "SparseQueries",
+    "Want",
+    "check_wanted",
     "difference",
     "sparse_fingerprint",
     "token_fingerprint",
 ]
 
 _log = logging.getLogger("e2rank")
+
+Want = Literal["dense", "sparse", "tokens"]
+"""A kind of representation of a document."""
 
 PARTS = ("weights", "tokenizer", "contract")
 
@@ -111,6 +116,24 @@ class SparseQueries(Protocol):
     def sparse_queries(self, texts: Sequence[str]) -> SparseVectors:
         """The sparse vectors of queries; a dot product with a document's is its score."""
         ...
+
+
+def check_wanted(encoder: Encoder, want: Collection[Want] | None) -> None:
+    """Refuse to be asked for what an encoder does not give.
+
+    Raises:
+        ValueError: naming it.
+    """
+    given = {
+        "dense": True,
+        "sparse": encoder.contract.sparse_dim > 0,
+        "tokens": encoder.contract.token_dim > 0,
+    }
+    for each in want or ():
+        if each not in given:
+            raise ValueError(f"want has {each!r}; expected some of {', '.join(get_args(Want))}")
+        if not given[each]:
+            raise ValueError(f"{encoder.name} gives no {each} vectors of documents")
 
 
 def sparse_fingerprint(encoder: Encoder) -> str:

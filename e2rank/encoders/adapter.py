@@ -4,23 +4,24 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import safetensors
 import safetensors.torch
 import torch
-import xxhash
 
 from e2rank.contract import Contract
 from e2rank.encoders import difference
+from e2rank.encoders.digest import weights_digest
 from e2rank.encoders.heads import TokenHead
 from e2rank.encoders.soft import SoftPrompt, word_embeddings
+from e2rank.encoders.sparse import SparseHead
 from e2rank.encoders.tower import Tower
 from e2rank.errors import AdapterError, EncoderMismatch
 
 NAME, WEIGHTS = "adapter.json", "adapter.safetensors"
 KIND, FORMAT = "e2rank-adapter", 1
-TOKENS, LORA, QUERY, SOFT = "tokens.", "lora.", "query.", "soft."
+TOKENS, LORA, QUERY, SOFT, SPARSE = "tokens.", "lora.", "query.", "soft.", "sparse."
 
 _UNREADABLE = (
     OSError,
@@ -45,7 +46,7 @@ class Adapter:
             `query.weight` (dim, dim) for a map W that moves a query's vector q to q + W q;
             `query.shares`, any number, where q is the mean of the query's states weighted by what
             each token counts in the token head;
-            `soft.*` for prompts of vectors.
+            `soft.*` for prompts of vectors; `sparse.*` for the head of sparse vectors.
         lora_scale: what a low-rank product is multiplied with.
         about: what it was trained on and how; free form, for the reader.
     """
@@ -60,15 +61,22 @@ class Adapter:
     @property
     def token_fingerprint(self) -> str:
         """Hash of the weights that make token vectors of documents."""
-        return _hash(
+        return weights_digest(
             {name: each for name, each in self._under(TOKENS).items() if "project" in name}
+        )
+
+    @property
+    def sparse_fingerprint(self) -> str:
+        """Hash of the weights that make sparse vectors of documents."""
+        return weights_digest(
+            {name: each for name, each in self._under(SPARSE).items() if name != "log_query"}
         )
 
     @property
     def fingerprint(self) -> str:
         """Hash of every weight, their scale and the contract."""
         scale = torch.tensor(self.lora_scale, dtype=torch.float64)
-        return f"{_hash(self.weights | {'scale': scale})}-{self.contract.digest()}"
+        return f"{weights_digest(self.weights | {'scale': scale})}-{self.contract.digest()}"
 
     def check(self, fingerprint: str, name: str) -> None:
         """Refuse another model than the one this was trained on.
@@ -132,6 +140,29 @@ class Adapter:
         _fill(head, given, "token head")
         return head.to(tower.device).eval()
 
+    def sparse_head(self, tower: Tower) -> SparseHead | None:
+        """What makes sparse vectors of documents, or None where the contract has none.
+
+        Raises:
+            AdapterError: if its weights are missing, too many, or do not fit the model.
+        """
+        given = self._under(SPARSE)
+        if not self.contract.sparse_dim:
+            if given:
+                raise AdapterError(
+                    "the adapter has a sparse head, and its contract's sparse_dim is 0"
+                )
+            return None
+        words, config = word_embeddings(tower), cast(Any, tower.model.config)
+        if len(words) != self.contract.sparse_dim:
+            raise AdapterError(
+                f"the adapter's sparse_dim is {self.contract.sparse_dim}, the model has "
+                f"{len(words)} terms"
+            )
+        head = SparseHead(words, self.contract.token_layers * config.hidden_size)
+        _fill(head, given, "sparse head")
+        return head.to(tower.device).eval()
+
     def soft_prompt(self, tower: Tower) -> SoftPrompt | None:
         """What makes prompts of vectors, or None where the contract's prompts are of text.
 
@@ -189,7 +220,7 @@ class Adapter:
             "format": FORMAT,
             "base": self.base,
             "base_name": self.base_name,
-            "weights": _hash(self.weights),
+            "weights": weights_digest(self.weights),
             "lora_scale": self.lora_scale,
             "contract": self.contract.to_dict(),
             "about": self.about,
@@ -224,12 +255,12 @@ class Adapter:
             raise
         except _UNREADABLE as error:
             raise AdapterError(f"{folder} holds no whole adapter: {error}") from error
-        if (found := _hash(weights)) != expected:
+        if (found := weights_digest(weights)) != expected:
             raise AdapterError(
                 f"{folder / WEIGHTS} is damaged: its hash is {found}, expected {expected}"
             )
         for name in weights:
-            if not name.startswith((TOKENS, LORA, QUERY, SOFT)):
+            if not name.startswith((TOKENS, LORA, QUERY, SOFT, SPARSE)):
                 raise AdapterError(f"{folder} holds weights of no known part: {name!r}")
         return adapter
 
@@ -247,12 +278,3 @@ def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], what: str) 
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise AdapterError(f"the adapter's {what} does not fit: {reason}") from error
-
-
-def _hash(weights: dict[str, torch.Tensor]) -> str:
-    state = xxhash.xxh3_64()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        state.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return state.hexdigest()

@@ -46,6 +46,15 @@ class Wording:
         """The tokenizer as one string, for hashing."""
         return self._tokenizer.to_str()
 
+    def terms(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of bare texts: no prefix, no special tokens, nothing cut."""
+        return [each.ids for each in self._pieces(texts)]
+
+    def special(self) -> frozenset[int]:
+        """Ids of tokens that stand for no text, such as those that open and close one."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(id_ for id_, token in added.items() if token.special)
+
     def queries(self, texts: Sequence[str]) -> list[Tokens]:
         """One sequence a query."""
         contract = self.contract

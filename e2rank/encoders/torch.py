@@ -1,38 +1,29 @@
 """A transformer on PyTorch as an encoder: documents, queries and listwise prompts to vectors."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import torch
-import xxhash
 from tokenizers import Tokenizer
 
 from e2rank.contract import Contract
-from e2rank.encoders import Encoding
+from e2rank.documents import SparseVectors
+from e2rank.encoders import Encoding, Want, check_wanted
 from e2rank.encoders.adapter import Adapter
-from e2rank.encoders.batching import batches, halves, with_progress
+from e2rank.encoders.digest import model_digest, text_digest
 from e2rank.encoders.heads import TokenHead
+from e2rank.encoders.run import Counts, MakeSparse, Run
 from e2rank.encoders.soft import SoftPrompt
-from e2rank.encoders.tokens import Tokens, Wording
+from e2rank.encoders.sparse import SparseHead
+from e2rank.encoders.terms import sparse_queries
+from e2rank.encoders.tokens import Wording
 from e2rank.encoders.tower import Tower
-from e2rank.errors import AdapterError, EncodingError
+from e2rank.errors import AdapterError
 from e2rank.scores import unit
-
-MakeTokens = Callable[[torch.Tensor], torch.Tensor]
-Counts = Callable[[torch.Tensor], torch.Tensor]
-
-# Fields of a config that change what is computed and leave no trace in the weights.
-_SHAPE = (
-    "model_type",
-    "hidden_act",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "layer_norm_eps",
-    "rms_norm_eps",
-)
 
 # Fields of a contract that document vectors depend on.
 _DOCUMENTS = (
@@ -84,7 +75,7 @@ class TorchEncoder:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.words = Wording(tokenizer, contract)
         self.fingerprint = "-".join(
-            [_digest(model, head), _text_digest(self.words.identity()), contract.digest()]
+            [model_digest(model, head), text_digest(self.words.identity()), contract.digest()]
         )
         dtype = _compute_dtype(self.device)
         config: Any = model.config
@@ -97,7 +88,10 @@ class TorchEncoder:
         self._asking = self.tower
         self._tokens: TokenHead | None = None
         self._soft: SoftPrompt | None = None
+        self._sparse: SparseHead | None = None
+        self._query_weights = np.zeros(0, dtype=np.float32)
         self.token_fingerprint = ""
+        self.sparse_fingerprint = ""
         self.adapter: Adapter | None = None
         self._moved: torch.Tensor | None = None
         self._counts: Counts | None = None
@@ -131,6 +125,10 @@ class TorchEncoder:
         adapted._counts = adapted._tokens.counts if adapter.by_shares and adapted._tokens else None
         adapted._soft = adapter.soft_prompt(self.tower)
         adapted.token_fingerprint = adapter.token_fingerprint if adapted._tokens else ""
+        adapted._sparse = adapter.sparse_head(self.tower)
+        if adapted._sparse is not None:
+            adapted._query_weights = adapted._sparse.query_weights()
+        adapted.sparse_fingerprint = adapter.sparse_fingerprint if adapted._sparse else ""
         return adapted
 
     @property
@@ -154,24 +152,53 @@ class TorchEncoder:
         Raises:
             EncodingError: if the model gives a NaN or an infinity.
         """
-        make = self._tokens.queries if self._tokens else None
-        asked = self.words.queries(texts)
-        read = self._encode(self._asking, asked, "encoding queries", make, counts=self._counts)
+        head = self._tokens
+        run = self._run(
+            self._asking,
+            layers=self.contract.token_layers if head else 0,
+            tokens=head.queries if head else None,
+            counts=self._counts,
+        )
+        read = run.encoding(self.words.queries(texts), self.batch_tokens, "encoding queries")
         if self._moved is None:
             return read
         weight = self._moved.numpy()
         return replace(read, vectors=unit(read.vectors + read.vectors @ weight.T))
 
-    def encode_documents(self, texts: Sequence[str]) -> Encoding:
-        """(n, dim) float32 unit vectors of documents, with token vectors where it gives them.
+    def encode_documents(
+        self, texts: Sequence[str], want: Collection[Want] | None = None
+    ) -> Encoding:
+        """(n, dim) float32 unit vectors of documents and, from the same pass, the rest it gives.
 
         An empty text is a text too.
 
+        Args:
+            texts: n documents.
+            want: which of "dense", "sparse" and "tokens" to make; None for all that the encoder
+                gives. The dense vectors always come, as the others are made on their way.
         Raises:
+            ValueError: if the encoder does not give what is wanted.
             EncodingError: if the model gives a NaN or an infinity.
         """
-        make = self._tokens.documents if self._tokens else None
-        return self._encode(self.tower, self.words.documents(texts), "encoding documents", make)
+        check_wanted(self, want)
+        tokens = self._tokens if want is None or "tokens" in want else None
+        sparse = self._sparse_of_documents() if want is None or "sparse" in want else None
+        run = self._run(
+            self.tower,
+            layers=self.contract.token_layers if tokens or sparse else 0,
+            tokens=tokens.documents if tokens else None,
+            sparse=sparse,
+        )
+        return run.encoding(self.words.documents(texts), self.batch_tokens, "encoding documents")
+
+    def sparse_queries(self, texts: Sequence[str]) -> SparseVectors:
+        """The sparse vectors of n queries, read from a table: the model is not asked.
+
+        Raises:
+            ValueError: if the encoder gives no sparse vectors.
+        """
+        check_wanted(self, ["sparse"])
+        return sparse_queries(self.words, texts, self._query_weights)
 
     def encode_prompts(
         self, queries: Sequence[str], documents: Sequence[Sequence[str]]
@@ -184,7 +211,7 @@ class TorchEncoder:
         Source: E2Rank, arXiv 2510.22733.
         """
         prompts = self.words.prompts(queries, documents)
-        return self._encode(self._asking, prompts, "encoding prompts", None)
+        return self._run(self._asking).encoding(prompts, self.batch_tokens, "encoding prompts")
 
     def encode_vector_prompts(
         self, queries: Sequence[str], asked: np.ndarray, vectors: Sequence[np.ndarray]
@@ -214,121 +241,23 @@ class TorchEncoder:
                 f"{sorted(shapes)}; expected a vector a query, and rows of {dim}"
             )
         texts = self.words.vector_prompts(queries, [len(each) for each in vectors])
-        read = self._encode(self._asking, texts, "encoding prompts", None, vectors)
+        run = self._run(self._asking, soft=self._soft, shown=vectors)
+        read = run.encoding(texts, self.batch_tokens, "encoding prompts")
         with torch.inference_mode():
             given = [torch.tensor(each, device=self.device) for each in (asked, read.vectors)]
             prompts = self._soft.prompts(*given).cpu().numpy()
         return replace(read, vectors=prompts)
 
-    def _encode(
-        self,
-        tower: Tower,
-        texts: Sequence[Tokens],
-        what: str,
-        make: MakeTokens | None,
-        shown: Sequence[np.ndarray] = (),
-        counts: Counts | None = None,
-    ) -> Encoding:
-        out = _Out(
-            np.zeros((len(texts), self.contract.dim), dtype=np.float32),
-            [np.zeros((0, 0), dtype=np.float32)] * len(texts) if make else [],
-        )
-        layers = self.contract.token_layers if make else 0
-        run = _Run(self.name, tower, make, layers, self._soft, shown, counts)
-        for group in with_progress(
-            batches([len(each.ids) for each in texts], self.batch_tokens), what
-        ):
-            run.fill(out, texts, group)
-        return Encoding(
-            vectors=out.vectors,
-            tokens=sum(len(each.ids) for each in texts),
-            truncated=tuple(i for i, each in enumerate(texts) if each.cut),
-            token_vectors=tuple(out.token_vectors),
-        )
+    def _run(self, tower: Tower, **how: Any) -> Run:
+        return Run(name=self.name, tower=tower, **how)
 
-
-@dataclass(frozen=True, slots=True)
-class _Out:
-    vectors: np.ndarray
-    token_vectors: list[np.ndarray]
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One call's batches through one tower."""
-
-    name: str
-    tower: Tower
-    make: MakeTokens | None
-    layers: int
-    soft: SoftPrompt | None
-    shown: Sequence[np.ndarray]
-    counts: Counts | None
-
-    def fill(self, out: _Out, texts: Sequence[Tokens], group: Sequence[int]) -> None:
-        """Read a batch into its places; one that does not fit into memory is halved."""
-        try:
-            shown = [self.shown[place] for place in group] if self.shown else []
-            vectors, token_vectors = self._read([texts[place] for place in group], shown)
-        except torch.OutOfMemoryError:
-            if len(group) == 1:
-                raise
-            torch.cuda.empty_cache()
-            for half in halves(group):
-                self.fill(out, texts, half)
-            return
-        bad = ~np.isfinite(vectors).all(axis=1)
-        if bad.any():
-            raise EncodingError(
-                f"{self.name} gave a NaN or an infinity for text {group[int(bad.argmax())]}; "
-                "check the weights, or run in float32"
-            )
-        out.vectors[list(group)] = vectors
-        for place, each in zip(group, token_vectors, strict=False):
-            out.token_vectors[place] = each
-
-    @torch.inference_mode()
-    def _read(
-        self, texts: Sequence[Tokens], shown: Sequence[np.ndarray]
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        read = self.tower(texts, self.layers, self._soft_tokens(shown), self.counts)
-        vectors = read.vectors.cpu().numpy()
-        if self.make is None:
-            return vectors, []
-        return vectors, [self.make(each).cpu().numpy() for each in read.states]
-
-    def _soft_tokens(self, shown: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        if self.soft is None:
-            return []
-        device = self.tower.device
-        return [self.soft.tokens(torch.tensor(each, device=device).float()) for each in shown]
+    def _sparse_of_documents(self) -> MakeSparse | None:
+        if self._sparse is None:
+            return None
+        special, most = self.words.special(), self.contract.sparse_terms
+        return partial(self._sparse.documents, special=special, most=most)
 
 
 def _compute_dtype(device: torch.device) -> torch.dtype:
     bfloat = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if bfloat else torch.float32
-
-
-def _digest(model: torch.nn.Module, head: torch.nn.Module | None) -> str:
-    """Of every weight, in the dtype of its file, so that it is the same on every device.
-
-    And of what is done with them: the same weights under another activation are another model.
-    """
-    weights = dict(model.state_dict())
-    if head is not None:
-        weights |= {f"head.{name}": each for name, each in head.state_dict().items()}
-    shape = [f"{name}={getattr(model.config, name, None)}" for name in _SHAPE]
-    return _weights_digest(weights, f"{shape} {head}")
-
-
-def _weights_digest(weights: Mapping[str, torch.Tensor], shape: str) -> str:
-    state = xxhash.xxh3_64(shape.encode())
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        state.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return state.hexdigest()
-
-
-def _text_digest(text: str) -> str:
-    return xxhash.xxh3_64_hexdigest(text.encode())
