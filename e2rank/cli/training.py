@@ -35,22 +35,22 @@ def train(
         Path,
         typer.Argument(
             help="A TOML file with the fields of TrainConfig; of LateConfig if token_dim is "
-            "among them."
+            "among them, of SparseConfig if sparse_terms is."
         ),
     ],
     resume: Annotated[
-        bool, typer.Option(help="Continue a run that was interrupted; not for token heads.")
+        bool, typer.Option(help="Continue a run that was interrupted; not for heads.")
     ] = False,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE in place of the recipe's; may come several times."),
     ] = None,
 ) -> None:
-    """Train a model to read listwise prompts, or a token head for late interaction."""
+    """Train a model to read listwise prompts, or a head for token or sparse vectors."""
     _check_installed()
     changed = dict(map(_changed, changes or []))
-    if _of_tokens(recipe, changed):
-        out = _train_tokens(recipe, changed, resume=resume)
+    if (kind := _kind(recipe, changed)) is not None:
+        out = _train_head(kind, recipe, changed, resume=resume)
     else:
         out = _train_prompts(recipe, changed, resume=resume)
     typer.echo(f"{out} can be named wherever an encoder can")
@@ -119,26 +119,33 @@ def _train_prompts(recipe: Path, changed: dict[str, Any], *, resume: bool) -> Pa
         raise typer.Exit(130) from None
 
 
-def _train_tokens(recipe: Path, changed: dict[str, Any], *, resume: bool) -> Path:
-    from e2rank.train import LateConfig, train_tokens
+def _train_head(kind: str, recipe: Path, changed: dict[str, Any], *, resume: bool) -> Path:
+    from e2rank.train import LateConfig, SparseConfig, train_sparse, train_tokens
 
     if resume:
-        raise ValueError("a token head has nothing to resume: leave --resume out, it starts anew")
-    config = load_recipe(LateConfig, recipe, changed)
+        raise ValueError(f"a {kind} head has nothing to resume: leave --resume out, it starts anew")
+    config: LateConfig | SparseConfig
     try:
+        if kind == "token":
+            config = load_recipe(LateConfig, recipe, changed)
+            with progress("steps", config.steps) as done:
+                return train_tokens(config, progress=done)
+        config = load_recipe(SparseConfig, recipe, changed)
         with progress("steps", config.steps) as done:
-            return train_tokens(config, progress=done)
+            return train_sparse(config, progress=done)
     except KeyboardInterrupt:
         typer.echo("error: interrupted; nothing was written", err=True)
         raise typer.Exit(130) from None
 
 
-def _of_tokens(recipe: Path, changed: dict[str, Any]) -> bool:
-    """Whether a recipe is one of a token head; what is no TOML is refused by who reads it next."""
+def _kind(recipe: Path, changed: dict[str, Any]) -> str | None:
+    """Which head a recipe is of, if any; what is no TOML is refused by who reads it next."""
     try:
-        return "token_dim" in tomllib.loads(recipe.read_text(encoding="utf-8")) | changed
+        fields = tomllib.loads(recipe.read_text(encoding="utf-8")) | changed
     except ValueError:
-        return False
+        return None
+    heads = {"token_dim": "token", "sparse_terms": "sparse"}
+    return next((kind for field, kind in heads.items() if field in fields), None)
 
 
 def _remove(folder: Path, *, as_json: bool) -> None:

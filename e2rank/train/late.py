@@ -2,8 +2,7 @@
 
 import dataclasses
 import logging
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,14 @@ from typing import Any
 import torch
 
 from e2rank.encoders.adapter import TOKENS, Adapter
-from e2rank.encoders.batching import batches
 from e2rank.encoders.heads import TokenHead
 from e2rank.encoders.presets import load_encoder
-from e2rank.encoders.tokens import Tokens
 from e2rank.encoders.torch import TorchEncoder
 from e2rank.errors import CorpusError
 from e2rank.train.examples import Example, read_lists
 from e2rank.train.losses import soft_kl
 from e2rank.train.ranges import check_ranges
+from e2rank.train.states import check_new, check_transformer, forever, rate, read_texts
 
 _log = logging.getLogger("e2rank")
 
@@ -110,15 +108,10 @@ def train_tokens(config: LateConfig, *, progress: Callable[[int], None] | None =
         CorpusError: for an example that cannot be used, or where there is none.
     """
     out = Path(config.out)
-    if out.is_file() or (out.exists() and any(out.iterdir())):
-        raise ValueError(f"{out} is not empty; choose a new folder")
+    check_new(out)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    base = load_encoder(config.base)
-    if not isinstance(base, TorchEncoder):
-        raise ValueError(
-            f"{config.base} is no transformer on PyTorch; it has no states to train on"
-        )
+    base = check_transformer(load_encoder(config.base), config.base)
     _check_room(base, config)
     examples = read_lists(config.data, config.corpora)
     if not examples:
@@ -146,8 +139,8 @@ def read_states(encoder: TorchEncoder, examples: Sequence[Example], layers: int)
     """Read every query and every distinct document once."""
     distinct = list(dict.fromkeys(text for each in examples for text in each.documents))
     place_of = {text: place for place, text in enumerate(distinct)}
-    asked = _states(encoder, encoder.words.queries([each.query for each in examples]), layers)
-    found = _states(encoder, encoder.words.documents(distinct), layers)
+    asked = read_texts(encoder, encoder.words.queries([each.query for each in examples]), layers)
+    found = read_texts(encoder, encoder.words.documents(distinct), layers)
     places = [[place_of[text] for text in each.documents] for each in examples]
     vectors = torch.stack([vector for vector, _ in found])
     return Lists(
@@ -170,8 +163,10 @@ def fit(
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
-    order = _forever(len(lists.examples), config.seed)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rate(step, config.warmup, config.steps)
+    )
+    order = forever(len(lists.examples), config.seed)
     for step in range(config.steps):
         loss = list_loss(head, lists, [next(order) for _ in range(config.lists)], config)
         optimizer.zero_grad()
@@ -226,19 +221,6 @@ def principal_axes(states: Sequence[torch.Tensor], dim: int, most: int = 200_000
     return vectors.flip(1)[:, :dim].T.contiguous()
 
 
-@torch.inference_mode()
-def _states(
-    encoder: TorchEncoder, texts: Sequence[Tokens], layers: int
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    out: list[Any] = [None] * len(texts)
-    for group in batches([len(each.ids) for each in texts], encoder.batch_tokens):
-        read = encoder.tower([texts[place] for place in group], layers)
-        for place, vector, states in zip(group, read.vectors, read.states, strict=True):
-            # A copy: a slice would keep the states of its whole batch alive.
-            out[place] = (vector.cpu().clone(), states.half().cpu().clone())
-    return out
-
-
 def _check_room(base: TorchEncoder, config: LateConfig) -> None:
     shape: Any = base.tower.model.config
     most = shape.num_hidden_layers + 1
@@ -250,19 +232,6 @@ def _check_room(base: TorchEncoder, config: LateConfig) -> None:
         raise ValueError(
             f"token_dim is {config.token_dim}; the states it is made from are {width} long"
         )
-
-
-def _rate(step: int, config: LateConfig) -> float:
-    rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    return rise * (1.0 - step / config.steps)
-
-
-def _forever(n: int, seed: int) -> Iterator[int]:
-    rng = random.Random(seed)
-    while True:
-        order = list(range(n))
-        rng.shuffle(order)
-        yield from order
 
 
 def _recipe(config: LateConfig) -> dict[str, Any]:

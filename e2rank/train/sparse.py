@@ -1,0 +1,265 @@
+"""Training sparse vectors: a head on the frozen model's states, and a table for queries."""
+
+import dataclasses
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from e2rank.encoders.adapter import SPARSE, Adapter
+from e2rank.encoders.presets import load_encoder
+from e2rank.encoders.soft import word_embeddings
+from e2rank.encoders.sparse import SparseHead
+from e2rank.encoders.torch import TorchEncoder
+from e2rank.errors import CorpusError
+from e2rank.train.examples import read_lists
+from e2rank.train.losses import soft_kl
+from e2rank.train.material import Asked, Material, read_material
+from e2rank.train.ranges import check_ranges
+from e2rank.train.states import check_new, check_transformer, forever, rate
+
+_log = logging.getLogger("e2rank")
+
+_COMMON_ROWS = 1000
+"""The first ids of a BERT vocabulary: special, unused and single characters."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparseConfig:
+    """How a sparse head is trained on a model that stays as it is.
+
+    With s(q, d) = exp(a) * sum of the query's weights times the document's (see `SparseHead`):
+
+    loss = KL(softmax(teacher / temperature) || softmax(s)) over the documents of a list
+         + InfoNCE(s; a pair's document against those of the other pairs)
+         + regularisation * (sum over terms of (mean weight over the batch's documents)^2
+                             + 0.3 * mean over documents of the sum of their weights)
+
+    The last, FLOPS and L1 (arXiv 2004.05665), which keeps vectors short, is estimated on `columns`
+    terms drawn anew for every step, and rises quadratically over the first half of the training.
+    So a step scores the terms of its own queries and some others, not the whole vocabulary.
+
+    The query table starts at the inverse document frequencies of the training texts.
+
+    Args:
+        data: JSONL files of examples, labels being a teacher's scores.
+        pairs: JSONL files of examples whose best-labelled document answers the query; a step
+            takes its pairs from one file.
+        corpora: JSONL corpora with the texts of examples that name documents by id.
+        out: folder of the adapter, which keeps what the base's adapter holds.
+        base: the encoder; its other vectors do not change.
+        sparse_terms: most terms that a document keeps.
+        lists: lists a step.
+        pairs_a_step: pairs a step.
+        steps: steps of the optimizer.
+        learning_rate: its peak; it rises over `warmup` steps, then falls to zero.
+        table_rate: what the learning rate of the query table and the biases is multiplied with.
+        warmup: steps.
+        weight_decay: of AdamW; none for the table and the biases.
+        temperature: the teacher's scores are divided by it.
+        regularisation: weight of what keeps vectors short.
+        columns: terms drawn for it.
+        seed: of order, draws and initial weights.
+        threads: torch threads; None leaves them.
+    """
+
+    data: tuple[str, ...]
+    out: str
+    pairs: tuple[str, ...] = ()
+    corpora: tuple[str, ...] = ()
+    base: str = "minilm"
+    sparse_terms: int = 128
+    lists: int = 8
+    pairs_a_step: int = 48
+    steps: int = 900
+    learning_rate: float = 2e-3
+    table_rate: float = 2.0
+    warmup: int = 50
+    weight_decay: float = 0.01
+    temperature: float = 2.0
+    regularisation: float = 3e-4
+    columns: int = 1500
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what could not train.
+
+        Raises:
+            ValueError: naming the field, its value and what it must be.
+        """
+        for name in ("data", "pairs", "corpora"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.data:
+            raise ValueError("data is empty; name at least one file of examples")
+        counts = dict.fromkeys(("sparse_terms", "lists", "steps", "columns"), 1)
+        least = counts | {"pairs_a_step": 2, "warmup": 0, "weight_decay": 0, "regularisation": 0}
+        check_ranges(self, least, ("learning_rate", "table_rate", "temperature"))
+
+
+def train_sparse(config: SparseConfig, *, progress: Callable[[int], None] | None = None) -> Path:
+    """Train a sparse head and write it as an adapter, beside what the base's holds; its folder.
+
+    Raises:
+        ValueError: if `out` is taken, or the base is no transformer.
+        CorpusError: for an example that cannot be used, or where there is none.
+    """
+    out = Path(config.out)
+    check_new(out)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    base = check_transformer(load_encoder(config.base), config.base)
+    lists = read_lists(config.data, config.corpora)
+    if not lists:
+        raise CorpusError(f"{', '.join(config.data)}: there is no example to learn from")
+    pairs = [read_lists((name,), config.corpora) for name in config.pairs]
+    material = read_material(base, lists, pairs)
+    head = fit(SparseHead(word_embeddings(base.tower), _width(base)), material, config, progress)
+    old = base.adapter
+    adapter = Adapter(
+        base=base.fingerprint,
+        base_name=old.base_name if old else base.name,
+        contract=dataclasses.replace(
+            base.contract, sparse_dim=len(head.bias), sparse_terms=config.sparse_terms
+        ),
+        weights=_kept(old) | {f"{SPARSE}{name}": each for name, each in head.state_dict().items()},
+        lora_scale=old.lora_scale if old else 1.0,
+        about=(old.about if old else {}) | {"sparse": _recipe(config)},
+    )
+    adapter.save(out)
+    return out
+
+
+def fit(
+    head: SparseHead,
+    material: Material,
+    config: SparseConfig,
+    progress: Callable[[int], None] | None = None,
+) -> SparseHead:
+    """The head, trained."""
+    torch.manual_seed(config.seed)
+    head.log_query.data.copy_(log_idf(material.ids, len(head.bias)))
+    scale = torch.nn.Parameter(torch.tensor(3.0).log())
+    slow = [head.log_query, head.bias, head.gain, *head.own.parameters(), scale]
+    fast = [*head.transform.parameters(), *head.norm.parameters()]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": fast, "weight_decay": config.weight_decay},
+            {"params": slow, "weight_decay": 0.0, "lr": config.learning_rate * config.table_rate},
+        ],
+        lr=config.learning_rate,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rate(step, config.warmup, config.steps)
+    )
+    draw = _Drawn(material, config, len(head.bias))
+    for step in range(config.steps):
+        lists, pairs, columns = draw.step()
+        pressure = config.regularisation * min(1.0, 2 * (step + 1) / config.steps) ** 2
+        loss = batch_loss(head, scale.exp(), material, lists, pairs, columns, config, pressure)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 49:
+            _log.info("step %d: loss %.4f", step + 1, loss.item())
+        if progress is not None:
+            progress(step + 1)
+    return head
+
+
+def batch_loss(  # noqa: PLR0913 - the parts of one formula
+    head: SparseHead,
+    scale: torch.Tensor,
+    material: Material,
+    lists: Sequence[Asked],
+    pairs: Sequence[Asked],
+    drawn: Sequence[int],
+    config: SparseConfig,
+    pressure: float,
+) -> torch.Tensor:
+    """The loss of one step; `drawn` are the terms that its regularisation is estimated on."""
+    used = sorted({place for each in (*lists, *pairs) for place in each.places})
+    row = {place: number for number, place in enumerate(used)}
+    terms = sorted({term for each in (*lists, *pairs) for term in each.terms})
+    known = set(terms)
+    columns = torch.tensor([*terms, *(each for each in drawn if each not in known)])
+    states = [material.states[place].float() for place in used]
+    weights = head.votes(states, [material.ids[place] for place in used], columns).log1p()
+    column = {term: number for number, term in enumerate(terms)}
+    asked = torch.zeros(len(lists) + len(pairs), len(terms))
+    for number, each in enumerate((*lists, *pairs)):
+        asked[number, [column[term] for term in each.terms]] = 1.0
+    counted = asked * head.log_query[columns[: len(terms)]].exp()
+    scores = scale * counted @ weights[:, : len(terms)].T
+    loss = regulariser(weights[:, len(terms) :], len(head.bias)) * pressure
+    for number, each in enumerate(lists):
+        own = scores[number, [row[place] for place in each.places]][None]
+        labels, mask = torch.tensor([each.labels]), torch.ones(1, len(each.labels)).bool()
+        kl = soft_kl(own, labels, mask, teacher_temperature=config.temperature)
+        loss = loss + kl / len(lists)
+    if pairs:
+        answers = [row[each.places[0]] for each in pairs]
+        others = sorted(set(answers))
+        right = torch.tensor([others.index(each) for each in answers])
+        loss = loss + torch.nn.functional.cross_entropy(scores[len(lists) :, others], right)
+    return loss
+
+
+def regulariser(weights: torch.Tensor, terms: int) -> torch.Tensor:
+    """FLOPS + 0.3 * L1 of (n, c) document weights on c terms drawn out of `terms`.
+
+    Source: FLOPS is of arXiv 2004.05665.
+    """
+    share = terms / max(1, weights.shape[1])
+    flops = weights.mean(0).square().sum()
+    return share * (flops + 0.3 * weights.sum(1).mean())
+
+
+def log_idf(ids: Sequence[torch.Tensor], terms: int) -> torch.Tensor:
+    """(terms,) logarithm of log(1 + (n - df + .5) / (df + .5)), divided by the largest of them."""
+    found = torch.zeros(terms)
+    for each in ids:
+        found[each.unique()] += 1
+    idf = (1 + (len(ids) - found + 0.5) / (found + 0.5)).log()
+    return (idf / idf.max()).clamp(min=1e-3).log()
+
+
+class _Drawn:
+    """What each step learns from, by the seed."""
+
+    def __init__(self, material: Material, config: SparseConfig, terms: int) -> None:
+        self._material, self._config, self._terms = material, config, terms
+        self._random = random.Random(config.seed)
+        self._order: Iterator[int] = forever(len(material.lists), config.seed)
+        self._files = [each for each in material.pairs if each]
+
+    def step(self) -> tuple[list[Asked], list[Asked], list[int]]:
+        """Lists, pairs of one file, and terms."""
+        lists = [self._material.lists[next(self._order)] for _ in range(self._config.lists)]
+        pairs: list[Asked] = []
+        if self._files:
+            some = self._random.choice(self._files)
+            pairs = self._random.sample(some, min(self._config.pairs_a_step, len(some)))
+        least = min(_COMMON_ROWS, self._terms // 2)
+        count = min(self._config.columns, self._terms - least)
+        return lists, pairs, self._random.sample(range(least, self._terms), count)
+
+
+def _width(encoder: TorchEncoder) -> int:
+    config: Any = encoder.tower.model.config
+    return encoder.contract.token_layers * config.hidden_size
+
+
+def _kept(adapter: Adapter | None) -> dict[str, torch.Tensor]:
+    weights = adapter.weights if adapter else {}
+    return {name: each for name, each in weights.items() if not name.startswith(SPARSE)}
+
+
+def _recipe(config: SparseConfig) -> dict[str, Any]:
+    fields = dataclasses.asdict(config)
+    return {name: fields[name] for name in fields if name not in ("out", "threads")}

@@ -1,0 +1,62 @@
+"""What heads on a frozen model learn from: the states of texts, read once; and their schedule."""
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from e2rank.encoders.batching import batches
+from e2rank.encoders.tokens import Tokens
+from e2rank.encoders.torch import TorchEncoder
+
+
+@torch.inference_mode()
+def read_texts(
+    encoder: TorchEncoder, texts: Sequence[Tokens], layers: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The vector, and the (t, width) float16 states in the last layers, of each text."""
+    out: list[Any] = [None] * len(texts)
+    for group in batches([len(each.ids) for each in texts], encoder.batch_tokens):
+        read = encoder.tower([texts[place] for place in group], layers)
+        for place, vector, states in zip(group, read.vectors, read.states, strict=True):
+            # A copy: a slice would keep the states of its whole batch alive.
+            out[place] = (vector.cpu().clone(), states.half().cpu().clone())
+    return out
+
+
+def rate(step: int, warmup: int, steps: int) -> float:
+    """The share of the learning rate at a step: it rises over the warm-up and falls to zero."""
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    return rise * (1.0 - step / steps)
+
+
+def forever(n: int, seed: int) -> Iterator[int]:
+    """0 to n - 1 in an order drawn by the seed, and again in another, without end."""
+    rng = random.Random(seed)
+    while True:
+        order = list(range(n))
+        rng.shuffle(order)
+        yield from order
+
+
+def check_new(out: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        ValueError: if `out` is a file or a folder that is not empty.
+    """
+    if out.is_file() or (out.exists() and any(out.iterdir())):
+        raise ValueError(f"{out} is not empty; choose a new folder")
+
+
+def check_transformer(encoder: object, name: str) -> TorchEncoder:
+    """The encoder, if it has states to train a head on.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if not isinstance(encoder, TorchEncoder):
+        raise ValueError(f"{name} is no transformer on PyTorch; it has no states to train on")
+    return encoder
