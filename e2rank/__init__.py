@@ -12,9 +12,11 @@ from e2rank.errors import (
     IndexFormatError,
     MissingExtra,
 )
+from e2rank.gather.hybrid import Hybrid
 from e2rank.hits import Hit, Hits
 from e2rank.rerank.cross_encoder import CrossEncoderReranker
 from e2rank.rerank.plans import Full, Groups, Windows
+from e2rank.rerank.refine import MaxSim
 
 __all__ = [
     "Candidates",
@@ -29,8 +31,10 @@ __all__ = [
     "Groups",
     "Hit",
     "Hits",
+    "Hybrid",
     "IndexConfig",
     "IndexFormatError",
+    "MaxSim",
     "MissingExtra",
     "Windows",
     "read_corpus",

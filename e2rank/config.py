@@ -9,6 +9,18 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_TOKENS = ("tokens", "token_factory", "token_nprobe", "token_nearest")
+_LATER = ("sparse", "sparse_cut", "sparse_heap_factor", *_TOKENS)
+_CHOICES = {
+    "raw": ("float32", "float16"),
+    "sparse": ("exact", "seismic"),
+    "tokens": ("int8", "float16", "pq"),
+}
+_COUNTS = (
+    *("batch", "train_rows", "rescore", "nprobe", "ef_search", "sparse_cut"),
+    *("token_nprobe", "token_nearest"),
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class IndexConfig:
@@ -26,6 +38,19 @@ class IndexConfig:
             with the raw rows decide. More than 1 wins back most of what compressed codes lose.
         raw: how raw rows are kept: "float32", or "float16" in half the space; scores are then
             within about 2e-4 of the cosines.
+        sparse: how sparse vectors are searched: "exact", or "seismic", which is approximate and
+            holds a second copy of them in memory, from 10,000 documents on.
+        sparse_cut: terms of a query, those of largest weight, that a search by "seismic" follows.
+        sparse_heap_factor: how readily a search by "seismic" skips documents, 0 (never) to 1.
+        tokens: how token vectors are kept: "int8", in a byte a component; "float16", in two; or
+            "pq", in about 34 bytes a token: the nearest of some thousand centroids, and codes of
+            the rest. Both are learned once, from the first segment that has 9,984 token vectors
+            or more; what is added in small segments waits in eight bits until it is merged.
+        token_factory: FAISS's language for an index of the single token vectors, such as
+            "IVF1024,SQ8", whose documents a search by token vectors then scores; "" has none, and
+            every document is scored.
+        token_nprobe: IVF lists of it visited for each query token; None keeps FAISS's 1.
+        token_nearest: tokens it fetches for each query token.
     """
 
     factory: str = "Flat"
@@ -35,6 +60,13 @@ class IndexConfig:
     ef_search: int | None = None
     rescore: int = 1
     raw: str = "float32"
+    sparse: str = "exact"
+    sparse_cut: int = 10
+    sparse_heap_factor: float = 0.8
+    tokens: str = "int8"
+    token_factory: str = ""
+    token_nprobe: int | None = None
+    token_nearest: int = 64
 
     def __post_init__(self) -> None:
         """Refuse values that could not build an index.
@@ -46,12 +78,40 @@ class IndexConfig:
             raise ValueError(
                 f"factory is {self.factory!r}; pass a FAISS factory string such as 'Flat'"
             )
-        if self.raw not in ("float32", "float16"):
-            raise ValueError(f"raw is {self.raw!r}; it must be 'float32' or 'float16'")
-        for name in ("batch", "train_rows", "rescore", "nprobe", "ef_search"):
+        if not isinstance(self.token_factory, str):
+            raise ValueError(
+                f"token_factory is {self.token_factory!r}; pass a FAISS factory string, or ''"
+            )
+        for name, allowed in _CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                *others, last = map(repr, allowed)
+                raise ValueError(f"{name} is {value!r}; it must be {', '.join(others)} or {last}")
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
+        factor = self.sparse_heap_factor
+        if not isinstance(factor, int | float) or not 0 <= factor <= 1:
+            raise ValueError(f"sparse_heap_factor is {factor!r}; it must be a number, 0 to 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, JSON-able; those that came later only where they are not their defaults.
+
+        So an index that does without them is recorded as it was before they came.
+        """
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in _LATER or getattr(self, field.name) != field.default
+        }
+
+    @property
+    def of_tokens(self) -> "IndexConfig":
+        """How the index of single token vectors is built, as if they were the documents'."""
+        factory = self.token_factory or "Flat"
+        return dataclasses.replace(
+            self, factory=factory, nprobe=self.token_nprobe, ef_search=None, rescore=1
+        )
 
 
 def load_recipe(cls: type[T], path: str | Path, changes: Mapping[str, Any] | None = None) -> T:

@@ -40,12 +40,15 @@ class TokenVectors:
     """Token vectors of n documents, for late interaction.
 
     Args:
-        rows: (T, p) float32 unit rows of their tokens, one document after another.
+        rows: (T, p) rows of their tokens, one document after another: float32, or the smaller
+            type in which an index keeps them.
         ends: (n + 1,) int64 offsets: document i has the rows ends[i] to ends[i + 1].
+        scale: what the rows are to be multiplied with to be unit rows.
     """
 
     rows: np.ndarray
     ends: np.ndarray
+    scale: float = 1.0
 
     @classmethod
     def of(cls, documents: Sequence[np.ndarray]) -> Self:

@@ -1,262 +1,44 @@
-"""The engine: gather, rerank, return. The only module that knows rows and documents at once."""
+"""The engine: gather, refine, rerank, return. It knows rows and documents at once."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from e2rank.config import IndexConfig
+from e2rank.checks import check_ranking
 from e2rank.contract import Prompt
-from e2rank.documents import Document
-from e2rank.encoders import Encoder, token_fingerprint
-from e2rank.encoders.presets import load_encoder
-from e2rank.gather import DenseGatherer, GivenList
+from e2rank.encoders import Encoder
+from e2rank.gather import GivenList
+from e2rank.gather.bm25 import Bm25Cache
+from e2rank.gather.choose import Gather, Sources, choose_gatherer
+from e2rank.gather.multivector import check_tokens
 from e2rank.hits import Hits
-from e2rank.index import Store, build_index
-from e2rank.index.opened import Opened
-from e2rank.index.verify import check
-from e2rank.ingest import Ingest, check_same
+from e2rank.index import Store
+from e2rank.indexed import Indexed
 from e2rank.rerank.choose import Rerank, choose
-from e2rank.search import Search, check_ranking, order_texts
+from e2rank.rerank.refine import Refine, choose_refine
+from e2rank.search import Search, order_texts
 from e2rank.where import parse_where, where_from_text
 
 
-class Engine:
-    """One encoder over one index."""
+class Engine(Indexed):
+    """One encoder over one index, and the searches of both."""
 
     def __init__(
         self, encoder: str | Path | Encoder, store: Store | None = None, *, read_only: bool = False
     ) -> None:
         """Join an encoder and an open store; without a store only `rank` works."""
-        self.encoder = load_encoder(encoder)
-        self._opened: Opened | None = None
-        if store is not None:
-            self._opened = Opened(
-                store,
-                lambda made: check_same(self.encoder, made, str(store.folder)),
-                read_only=read_only,
-            )
-
-    @classmethod
-    def build(
-        cls,
-        documents: Iterable[Document | Mapping[str, Any]],
-        folder: str | Path,
-        encoder: str | Path | Encoder = "minilm",
-        index: IndexConfig | None = None,
-        *,
-        resume: bool = False,
-        overwrite: bool = False,
-        progress: Callable[[int], None] | None = None,
-    ) -> Self:
-        """Index documents into a folder and open it.
-
-        The documents are read once and streamed: a corpus larger than memory works. How many were
-        longer than the encoder reads is logged, and kept in the manifest.
-
-        Args:
-            documents: documents, or mappings with id, text and optionally title and metadata.
-            folder: a new or empty folder, or an index to replace.
-            encoder: see `load_encoder`.
-            index: how to build; `IndexConfig()` unless given.
-            resume: continue a build that was killed, given the same documents again.
-            overwrite: replace an index or an unfinished build; the old index stays whole and
-                readable until the new one is complete.
-            progress: called with the number of documents done, once a batch.
-        Raises:
-            CorpusError: for a document that cannot be indexed, or when there is none.
-            ValueError: if the folder is taken, or the factory cannot be built.
-            EncodingError: if the model gives a vector that is not finite.
-            OSError: if the disk is full; what is done is kept for `resume`.
-        """
-        loaded = load_encoder(encoder)
-        ingest = Ingest(loaded)
-        asked = ingest.batches
-        build_index(
-            documents,
-            Path(folder),
-            encode=asked.encode,
-            encoder=asked.info,
-            contract=loaded.contract.to_dict(),
-            config=index or IndexConfig(),
-            truncated=asked.truncated,
-            tokens=asked.tokens,
-            resume=resume,
-            overwrite=overwrite,
-            progress=progress,
-        )
-        ingest.report()
-        return cls.open(folder, loaded)
-
-    @classmethod
-    def open(
-        cls,
-        folder: str | Path,
-        encoder: str | Path | Encoder | None = None,
-        *,
-        read_only: bool = False,
-        verify: bool = False,
-        adapted: bool = True,
-    ) -> Self:
-        """Open an index with the encoder that made it, loaded by name unless given.
-
-        An adapter that `adapt` gave the index is used with an encoder loaded by name. The engine
-        goes on searching what it opened, whatever others commit, until `refresh`.
-
-        Args:
-            folder: the index.
-            encoder: see `load_encoder`.
-            read_only: whether `add`, `delete` and `compact` are refused. Opening never writes; a
-                change takes the index's lock until it is committed.
-            verify: whether to read every byte first and compare hashes.
-            adapted: whether to use the index's own adapter.
-        Raises:
-            IndexFormatError: if the folder is no whole index of a known format.
-            EncoderMismatch: if the encoder is not the one that made the index.
-        """
-        store = Store.open(Path(folder), verify=verify)
-        try:
-            manifest = store.manifest
-            own = adapted and encoder is None and manifest.adapter
-            named = store.folder / manifest.adapter if own else manifest.encoder.name
-            loaded = load_encoder(named if encoder is None else encoder)
-            check_same(loaded, manifest.encoder, str(folder))
-        except BaseException:
-            store.close()
-            raise
-        return cls(loaded, store, read_only=read_only)
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    @property
-    def store(self) -> Store:
-        """The open index, as of the commit that searches see.
-
-        Raises:
-            ValueError: if the engine has none.
-        """
-        return self._index.store
-
-    @property
-    def _index(self) -> Opened:
-        if self._opened is None:
-            raise ValueError("this engine has no index; make one with Engine.build or Engine.open")
-        return self._opened
-
-    def close(self) -> None:
-        """Let go of the index's files; the engine cannot search after it.
-
-        Changes that are not committed are dropped, with a warning.
-        """
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def add(
-        self,
-        documents: Iterable[Document | Mapping[str, Any]],
-        *,
-        commit: bool = True,
-        progress: Callable[[int], None] | None = None,
-    ) -> int:
-        """Add documents; one whose id is there already takes its place.
-
-        When this returns they are on disk and found by searches: all of them, or after an error
-        none (only where the very last step fails, making the commit itself durable, may they be
-        there all the same). They are streamed, so there may be more than memory holds.
-
-        Args:
-            documents: as for `build`.
-            commit: False to keep them unseen until `commit`, together with other changes. Until
-                then no other process can write.
-            progress: called with the number of documents done, once a batch.
-        Returns:
-            How many were added.
-        Raises:
-            CorpusError: for a document that cannot be indexed, or an id given twice.
-            EncoderMismatch: if the encoder does not make all that the index holds.
-            IndexFormatError: if another process is writing.
-            OSError: if the disk is full.
-        """
-        with self._index.change(commit=commit) as writer:
-            ingest = Ingest(self.encoder, writer.base.manifest.encoder, str(writer.folder))
-            done = writer.add(documents, ingest.batches, progress)
-            ingest.report()
-        return done
-
-    def delete(self, ids: Iterable[str], *, commit: bool = True) -> int:
-        """Delete documents by id; an id that is not there is passed over.
-
-        Their bytes stay in the index's files until its segments are merged or `compact` is called.
-
-        Args:
-            ids: of documents.
-            commit: as for `add`.
-        Returns:
-            How many were there, and are gone.
-        Raises:
-            ValueError: for one string instead of several, or an id that is no string.
-            IndexFormatError: if another process is writing.
-        """
-        if isinstance(ids, str):
-            raise ValueError("expected several ids, got one string; pass a list of it")
-        ids = list(ids)
-        for each in ids:
-            if not isinstance(each, str):
-                raise ValueError(f"{each!r} is no id: ids are strings")
-        with self._index.change(commit=commit) as writer:
-            return writer.delete(ids)
-
-    def commit(self) -> None:
-        """Make what `add` and `delete` kept back durable and seen, at once.
-
-        Raises:
-            OSError: if the disk is full; what was kept back still is.
-        """
-        self._index.commit()
-
-    def compact(self) -> None:
-        """Merge the index's segments into one, built by its factory, without what is deleted."""
-        with self._index.change() as writer:
-            writer.compact()
-
-    def refresh(self) -> bool:
-        """Take up what other processes have committed; searches under way end on the old state.
-
-        The encoder stays as it is: an adapter that the index was given since is used by an engine
-        that is opened anew. A change of this engine's own takes up the newest commit too.
-
-        Returns:
-            Whether there was a newer commit.
-        Raises:
-            EncoderMismatch: if the index was built again by another encoder.
-            IndexFormatError: if it is no longer whole.
-        """
-        return self._index.refresh()
-
-    def verify(self) -> None:
-        """Read every byte of the index, compare hashes, and prove that its parts fit together.
-
-        Raises:
-            IndexFormatError: naming the first file, or the segment, where something is wrong.
-        """
-        store = self.store
-        store.verify()
-        check(store)
+        super().__init__(encoder, store, read_only=read_only)
+        self._bm25 = Bm25Cache()
 
     def search(  # noqa: PLR0913 - one call, every choice by name
         self,
         query: str,
         k: int = 10,
         *,
+        gather: Gather = "dense",
+        refine: Refine = None,
         rerank: Rerank = True,
         depth: int = 100,
         prompt: Prompt | None = None,
@@ -269,6 +51,8 @@ class Engine:
         return self.search_many(
             [query],
             k,
+            gather=gather,
+            refine=refine,
             rerank=rerank,
             depth=depth,
             prompt=prompt,
@@ -283,6 +67,8 @@ class Engine:
         queries: Sequence[str],
         k: int = 10,
         *,
+        gather: Gather = "dense",
+        refine: Refine = None,
         rerank: Rerank = True,
         depth: int = 100,
         prompt: Prompt | None = None,
@@ -293,20 +79,27 @@ class Engine:
     ) -> list[Hits]:
         """The k best documents for each query, best first; fewer where the index holds fewer.
 
-        The first stage finds the `depth` documents nearest to the query. The rerank scores all of
-        them again and is fused with the first stage: by late interaction with stored token
-        vectors, or against the vector of a prompt that shows the encoder the query and the first
-        `shown` of them. If it fails, the first stage's order comes back and `Hits.rerank_error`
-        says why.
+        The first stage gathers the `depth` documents that are best for the query. Refining, if it
+        is asked for, scores them by exact MaxSim. The rerank scores all of them again and is fused
+        with what came before it: by late interaction with stored token vectors, or against the
+        vector of a prompt that shows the encoder the query and the first `shown` of them. If one
+        of the two fails, the order of before it comes back and `Hits.rerank_error` says why.
 
         Args:
             queries: texts, none blank.
             k: documents to return.
+            gather: the first stage: "dense", by cosine of vectors; "sparse", by learned sparse
+                vectors, without a model call; "multivector", by MaxSim of token vectors; "bm25",
+                by words (`gather.bm25.Bm25`; its index is made at the first such search of a
+                commit and kept in memory); "hybrid", two of them fused (`Hybrid()`); a `Hybrid`
+                of one's own; or any `Gatherer` over the rows of this index.
+            refine: "maxsim", or a `MaxSim` with its prunings: rescore the candidates by MaxSim of
+                stored token vectors, before the rerank. None for not.
             rerank: True for what the model does best (its contract's `rerank`); "tokens" for late
                 interaction with stored token vectors; "listwise" for a prompt; False or "none";
                 "prf" for Rocchio feedback; a plan (`Full`, `Windows`, `Groups`); or any
                 `Reranker`.
-            depth: candidates to rerank; at least k are gathered.
+            depth: candidates to refine and rerank; at least k are gathered.
             prompt: what a listwise prompt is made of: "text" for the candidates' texts;
                 "vectors" for their stored vectors, of as many as the longest list that the model
                 was trained on, the rest being scored only; None for what the model was trained
@@ -314,22 +107,28 @@ class Engine:
             shown: candidates in the prompt of the default plan, where it is of texts.
             feedback_rounds: how often the prompt's vector searches the index again and what it
                 finds joins the candidates, before they are reranked once more.
-            fuse: weight of the rerank against the first stage, 0 to 1; None takes the model's
-                own for "tokens" and listwise prompts, 1 for other rerankers.
+            fuse: weight of the rerank against what came before it, 0 to 1; None takes the
+                model's own for "tokens" and listwise prompts, 1 for other rerankers.
             where: what the metadata of a hit must be, such as `{"year": {">=": 2020}, "lang":
                 "en"}` or "year >= 2020 and lang = 'en'"; see `e2rank.where`. There are k hits
                 wherever k documents match.
         Raises:
-            ValueError: for a blank query, an option out of range or a filter that is none.
+            ValueError: for a blank query, an option out of range or a filter that is none; if the
+                encoder or the index lacks the vectors that a stage needs.
+            MissingExtra: if "bm25" is asked for and its packages are not installed.
         """
         if isinstance(where, str):
             where = where_from_text(where)
-        store = self.store if where is None else self.store.where(parse_where(where))
+        whole = self.store
+        store = whole if where is None else whole.where(parse_where(where))
+        how = choose_refine(refine)
+        if how is not None:
+            check_tokens(self.encoder, whole)
         search = Search(
-            gatherer=DenseGatherer(self.encoder, store),
+            gatherer=choose_gatherer(gather, Sources(self.encoder, store, whole, self._bm25)),
             store=store,
-            fingerprint=self.encoder.fingerprint,
-            token_fingerprint=token_fingerprint(self.encoder),
+            encoder=self.encoder,
+            refine=how,
             reranker=choose(rerank, self.encoder, shown, prompt),
             k=k,
             depth=depth,
@@ -409,8 +208,7 @@ class Engine:
                 np.array([score for _, score in ranking], dtype=np.float64),
             ),
             store=store,
-            fingerprint=self.encoder.fingerprint,
-            token_fingerprint=token_fingerprint(self.encoder),
+            encoder=self.encoder,
             reranker=choose(rerank, self.encoder, shown, prompt),
             k=max(len(ranking), 1),
             depth=max(len(ranking), 1),

@@ -13,11 +13,13 @@ class Hit:
     Args:
         id: the document's.
         rank: from 1.
-        score: higher is better; compare only within one ranking. The cosine without a rerank.
+        score: higher is better; compare only within one ranking. The first stage's without a
+            rerank, MaxSim where it was refined.
         text: the document's.
         title: the document's.
         metadata: the document's.
-        first_score: cosine of the query with the document, or the score in the list given.
+        first_score: the first stage's: the cosine of query and document unless another stage was
+            asked for, or the score in the list given.
         first_rank: rank before the rerank, from 1; None for a document that only feedback found.
     """
 
@@ -38,12 +40,15 @@ class Hits(Sequence[Hit]):
     Args:
         query: what was asked.
         hits: the ranked documents.
-        timings: milliseconds of each step ("gather", "rerank", "total"); a batch of queries
-            shares its time out evenly.
+        timings: milliseconds of each step ("gather", "refine", "rerank", "total"); a batch of
+            queries shares its time out evenly.
         model_calls: sequences the models read, the query's own among them.
         tokens: tokens they read.
         truncated: sequences that lost tokens to a budget.
-        rerank_error: why the order is the first stage's although a rerank was asked; "" if not.
+        rerank_error: why the order is that of before the rerank, or of before refining, although
+            it was asked; "" if it is not.
+        refined: how many candidates MaxSim "scored", how many were "pruned" for their first-stage
+            scores, and how many stood "unseen" behind the early exit; empty if not refined.
     """
 
     query: str
@@ -53,6 +58,7 @@ class Hits(Sequence[Hit]):
     tokens: int = 0
     truncated: int = 0
     rerank_error: str = ""
+    refined: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -73,7 +79,8 @@ class Hits(Sequence[Hit]):
             each.name: getattr(self, each.name) for each in dataclasses.fields(self)
         }
         hits = [dataclasses.asdict(hit) for hit in self.hits]
-        return fields | {"hits": hits, "timings": dict(self.timings)}
+        mappings = {"timings": dict(self.timings), "refined": dict(self.refined)}
+        return fields | {"hits": hits} | mappings
 
     def to_trec(self, query_id: str, tag: str = "e2rank") -> str:
         """Lines of a TREC run: `query Q0 document rank score tag`."""

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from e2rank.encoders import CutTexts, Encoder, Encoding, difference, token_fingerprint
+from e2rank.documents import SparseVectors
+from e2rank.encoders import (
+    CutTexts,
+    Encoder,
+    Encoding,
+    difference,
+    sparse_fingerprint,
+    token_fingerprint,
+)
 from e2rank.errors import EncoderMismatch
 from e2rank.index import BatchEncoder, EncoderInfo
 
@@ -17,6 +25,8 @@ def info_of(encoder: Encoder) -> EncoderInfo:
         dim=encoder.contract.dim,
         token_dim=encoder.contract.token_dim,
         tokens=token_fingerprint(encoder),
+        sparse_dim=encoder.contract.sparse_dim,
+        sparse=sparse_fingerprint(encoder),
     )
 
 
@@ -49,25 +59,30 @@ class Ingest:
             made: what made the index; None for a new one.
             what: the index, for messages.
         Raises:
-            EncoderMismatch: if the index is another encoder's, or holds token vectors that this
-                one cannot add to.
+            EncoderMismatch: if the index is another encoder's, or holds token or sparse vectors
+                that this one cannot add to.
         """
         self._encoder = encoder
         self._cut = CutTexts(encoder.contract.document_tokens)
         self._last: Encoding | None = None
         if made is not None:
             check_same(encoder, made, what)
-            if made.token_dim and made.tokens != token_fingerprint(encoder):
-                raise EncoderMismatch(
-                    f"{what} holds token vectors that {encoder.name!r} does not make: open it with "
-                    f"{made.name!r} to add to it"
-                )
+            for kind, holds, differs in (
+                ("token", made.token_dim, made.tokens != token_fingerprint(encoder)),
+                ("sparse", made.sparse_dim, made.sparse != sparse_fingerprint(encoder)),
+            ):
+                if holds and differs:
+                    raise EncoderMismatch(
+                        f"{what} holds {kind} vectors that {encoder.name!r} does not make: open it "
+                        f"with {made.name!r} to add to it"
+                    )
         info = made or info_of(encoder)
         self.batches = BatchEncoder(
             info,
             self._vectors,
             lambda: self._cut.cut,
             self._tokens if info.token_dim else None,
+            self._sparse if info.sparse_dim else None,
         )
 
     def report(self) -> None:
@@ -80,3 +95,6 @@ class Ingest:
 
     def _tokens(self) -> Sequence[np.ndarray]:
         return self._last.token_vectors if self._last else ()
+
+    def _sparse(self) -> SparseVectors | None:
+        return self._last.sparse if self._last else None

@@ -1,17 +1,19 @@
 """The candidates of one query on their way through a search: gathered, scored, joined by others."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Self, overload
+from typing import Self, cast, overload
 
 import numpy as np
 
 from e2rank.documents import Candidates, Document, TokenVectors
+from e2rank.encoders import Encoding
 from e2rank.hits import Hit
 from e2rank.index import Store
 from e2rank.rerank import Scored
-from e2rank.scores import fuse, rank
+from e2rank.rerank.refine import MaxSim, refined
+from e2rank.scores import fuse, maxsim, rank
 
 
 class _Records:
@@ -46,8 +48,12 @@ class _Field(Sequence[str]):
 
 
 def _token_vectors(store: Store, rows: np.ndarray) -> TokenVectors:
-    packed, ends = store.tokens_packed(rows)
-    return TokenVectors(packed.astype(np.float32) / 127.0, ends)
+    return store.token_vectors(rows)
+
+
+def _floors(scores: np.ndarray, n: int) -> np.ndarray:
+    """The lowest score, n times."""
+    return np.full(n, scores.min(initial=np.inf), dtype=scores.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +62,31 @@ class Pool:
 
     Args:
         query: (d,) unit vector of the query, or None where no model read it.
-        query_tokens: (t, p) token vectors of the query, or None where the model gives none.
+        query_tokens: (t, p) token vectors of the query, or None where no model gave them.
         rows: (n,) int64 rows of the store.
         first: (n,) float32 first-stage scores.
         first_rank: (n,) int64 first-stage ranks from 1, 0 where only feedback found the row.
+        base: (n,) float32, what a rerank is fused with: the first-stage scores, or refined ones.
         scores: (n,) float32, by which they are ranked now.
-        spent: calls, tokens and truncations of the reranks so far.
+        cosines: whether the first-stage scores are cosines with the query.
+        spent: calls, tokens and truncations since the first stage.
         vector: (d,) the query as the last reranker saw it, or None.
-        error: why a rerank failed, "" if none did.
+        error: why refining or a rerank failed, "" if none did.
+        refined: how many candidates were "scored", "pruned" and "unseen"; empty if not refined.
     """
 
     query: np.ndarray | None
     rows: np.ndarray
     first: np.ndarray
     first_rank: np.ndarray
+    base: np.ndarray
     scores: np.ndarray
+    cosines: bool = False
     spent: tuple[int, int, int] = (0, 0, 0)
     vector: np.ndarray | None = None
     error: str = ""
     query_tokens: np.ndarray | None = None
+    refined: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def gathered(
@@ -83,12 +95,13 @@ class Pool:
         query_tokens: np.ndarray | None,
         scores: np.ndarray,
         rows: np.ndarray,
+        cosines: bool = False,
     ) -> Self:
         """What the first stage found, without the places that it left empty (row -1)."""
         found = rows >= 0
         scores, rows = scores[found], rows[found]
         ranks = np.arange(1, len(rows) + 1)
-        return cls(query, rows, scores, ranks, scores, query_tokens=query_tokens)
+        return cls(query, rows, scores, ranks, scores, scores, cosines, query_tokens=query_tokens)
 
     def candidates(self, store: Store, fingerprint: str, token_fingerprint: str) -> Candidates:
         """The candidates as a reranker sees them: best first, with texts and stored vectors.
@@ -102,7 +115,7 @@ class Pool:
         return Candidates(
             ids=_Field(records, lambda document: document.id),
             texts=_Field(records, lambda document: document.body),
-            scores=self.first[order],
+            scores=self.base[order],
             vectors=store.vectors(rows),
             query=self.query,
             fingerprint=fingerprint,
@@ -111,48 +124,80 @@ class Pool:
             token_fingerprint=token_fingerprint,
         )
 
+    def read(self, encoded: Encoding, place: int) -> Self:
+        """The pool with its query's vectors, which is at this place of what was encoded now."""
+        share = encoded.tokens // len(encoded.vectors)
+        share += place < encoded.tokens % len(encoded.vectors)
+        return replace(
+            self._spending(1, share, int(place in encoded.truncated)),
+            query=encoded.vectors[place],
+            query_tokens=encoded.token_vectors[place],
+        )
+
+    def refine(self, store: Store, how: MaxSim, k: int) -> Self:
+        """The pool under MaxSim of stored token vectors with the query's, which were read."""
+        asked = cast(np.ndarray, self.query_tokens)
+
+        def score(places: np.ndarray) -> np.ndarray:
+            tokens = _token_vectors(store, self.rows[places])
+            return maxsim(asked, tokens.rows, tokens.ends, tokens.scale)
+
+        found = refined(self.first, score, how.k or k, how.alpha, how.beta)
+        counts = {"scored": found.scored, "pruned": found.pruned, "unseen": found.unseen}
+        return replace(self, base=found.scores, scores=found.scores, refined=counts)
+
     def scored(self, answer: Scored, weight: float) -> Self:
         """The pool under its new scores; the answer's are in the order of `candidates`."""
         own = np.empty(len(self.rows), dtype=np.float32)
         own[rank(self.scores)] = answer.scores
-        calls, tokens, truncated = self.spent
         return replace(
-            self,
-            scores=fuse(own, self.first, weight),
-            spent=(calls + answer.calls, tokens + answer.tokens, truncated + answer.truncated),
+            self._spending(answer.calls, answer.tokens, answer.truncated),
+            scores=fuse(own, self.base, weight),
             vector=answer.vector,
         )
+
+    def _spending(self, calls: int, tokens: int, truncated: int) -> Self:
+        before = self.spent
+        return replace(self, spent=(before[0] + calls, before[1] + tokens, before[2] + truncated))
 
     def fed_back(self, store: Store, depth: int) -> Self:
         """Search with the reranked query vector; what is new joins below all others.
 
-        The new ones stand nearest to the query first, until the next rerank scores them.
+        The new ones stand nearest to the query first, or to that vector where the query has none,
+        until the next rerank scores them. Their first-stage score is their cosine where the others'
+        are cosines; else it is not known, and they get the lowest of the others'.
         """
-        if self.vector is None or self.query is None:
+        if self.vector is None:
             return self
         _, found = store.search(self.vector[None], depth)
         new = np.setdiff1d(found[found >= 0], self.rows)
-        first = store.vectors(new) @ self.query
-        # A cosine is at most 1, so 2 less than the lowest score is below it.
-        below = first - 2.0 + self.scores.min(initial=0.0)
+        near = store.vectors(new) @ (self.vector if self.query is None else self.query)
+        first = near if self.cosines else _floors(self.first, len(new))
         return replace(
             self,
             rows=np.concatenate([self.rows, new]),
             first=np.concatenate([self.first, first]),
             first_rank=np.concatenate([self.first_rank, np.zeros_like(new)]),
-            scores=np.concatenate([self.scores, below]).astype(np.float32),
+            base=np.concatenate(
+                [self.base, _floors(self.base, len(new)) if self.refined else first]
+            ),
+            # A cosine is at most 1, so 2 less than the lowest score is below it.
+            scores=np.concatenate([self.scores, near - 2.0 + self.scores.min(initial=0.0)]).astype(
+                np.float32
+            ),
         )
 
     def failed(self, reason: str) -> Self:
-        """The first stage's candidates in its order, whatever was done to them since."""
+        """The candidates that there were before any rerank, in the order of then."""
         found = self.first_rank > 0
-        first = self.first[found]
+        base = self.base[found]
         return replace(
             self,
             rows=self.rows[found],
-            first=first,
+            first=self.first[found],
             first_rank=self.first_rank[found],
-            scores=first,
+            base=base,
+            scores=base,
             vector=None,
             error=reason,
         )

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+_CACHED = 2048
+"""Token vectors converted at a time: as float32 they stay in a core's cache."""
+
 
 def rank(scores: np.ndarray) -> np.ndarray:
     """Positions of (n,) scores from best to worst; equal scores keep their order.
@@ -18,16 +21,21 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
 
 
-def maxsim(query: np.ndarray, tokens: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def maxsim(
+    query: np.ndarray, tokens: np.ndarray, ends: np.ndarray, scale: float = 1.0
+) -> np.ndarray:
     """For each document: the sum over query tokens of the largest dot product with its tokens.
 
     Args:
         query: (t, p) float32, one row a query token.
-        tokens: (T, p) float32, the documents' token vectors one after another.
+        tokens: (T, p) rows, the documents' token vectors one after another: float32, or a smaller
+            type that stores them.
         ends: (n + 1,) int64 offsets: document i has the rows ends[i] to ends[i + 1].
+        scale: what stored rows are to be multiplied with.
     Returns:
         (n,) float32. A document without tokens gets what it would if every dot product were the
-        lowest possible, minus the length of the query's token: it is never better than another.
+        lowest possible, minus the length of the query's token: it is never better than another
+        whose rows are of length 1 or less.
     Source: ColBERT, arXiv 2004.12832.
 
     >>> rows = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.5]])
@@ -38,9 +46,15 @@ def maxsim(query: np.ndarray, tokens: np.ndarray, ends: np.ndarray) -> np.ndarra
     out = np.full(len(ends) - 1, lowest, dtype=np.float32)
     filled = np.flatnonzero(np.diff(ends))
     if len(filled) and len(query):
+        # Scaled here, not there: the query has a thousandth of the rows.
+        asked = np.asarray(query.T * np.float32(scale), dtype=np.float32, order="C")
+        # A query token a column: twice as fast as a row, in BLAS and in the maximum.
+        dots = np.empty((len(tokens), len(query)), dtype=np.float32)
+        for start in range(0, len(tokens), _CACHED):
+            part = tokens[start : start + _CACHED].astype(np.float32, copy=False)
+            np.matmul(part, asked, out=dots[start : start + _CACHED])
         # Empty documents own no rows, so the starts of the others cut the rows right.
-        best = np.maximum.reduceat(query @ tokens.T, ends[filled], axis=1)
-        out[filled] = best.sum(axis=0)
+        out[filled] = np.maximum.reduceat(dots, ends[filled], axis=0).sum(axis=1)
     return out
 
 

@@ -1,19 +1,23 @@
-"""One search, step by step: gather, rerank, feed back, cut to k."""
+"""One search, step by step: gather, refine, rerank, feed back, cut to k."""
 
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
+from e2rank.checks import check_queries as check_queries
+from e2rank.checks import check_texts
 from e2rank.documents import Candidates, TokenVectors
 from e2rank.encoders import CutTexts, Encoder, Encoding, token_fingerprint
-from e2rank.gather import Gatherer
+from e2rank.gather import Gathered, Gatherer
 from e2rank.hits import Hits
 from e2rank.index import Store
 from e2rank.pool import Pool
 from e2rank.rerank import Reranker, Scored
+from e2rank.rerank.refine import MaxSim
 from e2rank.scores import fuse, rank
 
 _log = logging.getLogger("e2rank")
@@ -29,24 +33,24 @@ class Search:
     Args:
         gatherer: the first stage.
         store: documents and vectors by row.
-        fingerprint: of the encoder that made the stored vectors.
-        token_fingerprint: of what makes the encoder's token vectors, "" if it makes none.
-        reranker: the second stage, or None.
+        encoder: that made the stored vectors.
+        reranker: the last stage, or None.
         k: documents to return.
-        depth: candidates to rerank.
+        depth: candidates to refine and rerank.
+        refine: what comes before the rerank, or None; the store has token vectors for it.
         rounds: feedback rounds.
         weight: of the rerank in the fusion; None takes the reranker's own.
     """
 
     gatherer: Gatherer
     store: Store
-    fingerprint: str
+    encoder: Encoder
     reranker: Reranker | None
     k: int
     depth: int
+    refine: MaxSim | None = None
     rounds: int = 0
     weight: float | None = None
-    token_fingerprint: str = ""
 
     def __post_init__(self) -> None:
         """Refuse settings out of range.
@@ -74,13 +78,11 @@ class Search:
 
     def _run(self, queries: Sequence[str]) -> list[Hits]:
         times = [time.perf_counter()]
-        wide = max(self.depth, self.k) if self.reranker else self.k
+        wide = max(self.depth, self.k) if self.reranker or self.refine else self.k
         found = self.gatherer.gather(queries, wide)
-        none = [None] * len(queries)
-        vectors = found.queries.vectors if found.queries else none
-        tokens = (found.queries.token_vectors if found.queries else ()) or none
-        read = zip(vectors, tokens, found.scores, found.rows, strict=True)
-        pools = [Pool.gathered(*each) for each in read]
+        pools = _pools(found, len(queries))
+        times.append(time.perf_counter())
+        pools = self._refine(queries, pools)
         times.append(time.perf_counter())
         pools = self._rerank(queries, pools)
         for _ in range(self.rounds):
@@ -90,7 +92,8 @@ class Search:
         hits = [pool.hits(self.store, self.k) for pool in pools]
         times.append(time.perf_counter())
         each = [1000 * (stop - times[0]) / len(queries) for stop in times]
-        timings = {"gather": each[1], "rerank": each[2] - each[1], "total": each[3]}
+        steps = zip(("gather", "refine", "rerank"), pairwise(each), strict=False)
+        timings = {name: stop - start for name, (start, stop) in steps} | {"total": each[-1]}
         costs = _shared_out(found.queries, len(queries))
         return [
             Hits(
@@ -101,9 +104,36 @@ class Search:
                 tokens=cost[1] + pool.spent[1],
                 truncated=cost[2] + pool.spent[2],
                 rerank_error=pool.error,
+                refined=pool.refined,
             )
             for query, found_hits, cost, pool in zip(queries, hits, costs, pools, strict=True)
         ]
+
+    def _refine(self, queries: Sequence[str], pools: list[Pool]) -> list[Pool]:
+        if self.refine is None:
+            return pools
+        lacking = [
+            n for n, pool in enumerate(pools) if len(pool.rows) and pool.query_tokens is None
+        ]
+        pools = list(pools)
+        try:
+            if lacking:
+                read = self.encoder.encode_queries([queries[place] for place in lacking])
+                for number, place in enumerate(lacking):
+                    pools[place] = pools[place].read(read, number)
+        except Exception as error:  # whatever a model may raise, the first stage still stands
+            reason = _reason("maxsim", error)
+            for place in lacking:
+                pools[place] = pools[place].failed(reason)
+        return [self._refined(pool, self.refine) for pool in pools]
+
+    def _refined(self, pool: Pool, how: MaxSim) -> Pool:
+        if not len(pool.rows) or pool.error:
+            return pool
+        try:
+            return pool.refine(self.store, how, self.k)
+        except Exception as error:  # such as a file that is damaged
+            return pool.failed(_reason("maxsim", error))
 
     def _rerank(self, queries: Sequence[str], pools: list[Pool]) -> list[Pool]:
         reranker = self.reranker
@@ -111,7 +141,7 @@ class Search:
         full = [place for place, pool in enumerate(pools) if len(pool.rows) and not pool.error]
         if reranker is None or not full:
             return pools
-        made_by = (self.fingerprint, self.token_fingerprint)
+        made_by = (self.encoder.fingerprint, token_fingerprint(self.encoder))
         shown = [pools[place].candidates(self.store, *made_by) for place in full]
         answers = _answers(reranker, [queries[place] for place in full], shown)
         weight = fusion_weight(reranker, self.weight)
@@ -129,54 +159,30 @@ class Search:
         return pool.fed_back(self.store, self.depth)
 
 
-def check_queries(queries: Sequence[str]) -> None:
-    """Refuse what is no query.
+def _pools(found: Gathered, n: int) -> list[Pool]:
+    """What was gathered for n queries, a pool each.
 
     Raises:
-        ValueError: for one string instead of several, something else than a string, or a blank.
+        ValueError: if that is not what a gatherer gives.
     """
-    if isinstance(queries, str):
-        raise ValueError("expected a list of queries, got one string; use search for one query")
-    for place, query in enumerate(queries):
-        if not isinstance(query, str) or not query.strip():
-            raise ValueError(f"query {place} is {query!r}; a query is a text that is not blank")
-        _check_text(query, f"query {place}")
-
-
-def check_texts(texts: Sequence[str]) -> None:
-    """Refuse what is no list of texts.
-
-    Raises:
-        ValueError: for one string instead of several, or something else than a string.
-    """
-    if isinstance(texts, str):
-        raise ValueError("expected a list of documents, got one string")
-    for place, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"document {place} is of type {type(text).__name__}; expected a text")
-        _check_text(text, f"document {place}")
-
-
-def check_ranking(ranking: Sequence[tuple[str, float]]) -> None:
-    """Refuse what is no ranking, best first.
-
-    Raises:
-        ValueError: for a document twice, a score that is not finite, or an order that is not.
-    """
-    if len({identifier for identifier, _ in ranking}) != len(ranking):
-        raise ValueError("the ranking holds a document twice")
-    scores = np.array([score for _, score in ranking], dtype=np.float64)
-    if not np.isfinite(scores).all():
-        raise ValueError("the ranking has a score that is NaN or infinite")
-    if (np.diff(scores) > 0).any():
-        raise ValueError("the ranking is not sorted; expected the best first")
-
-
-def _check_text(text: str, what: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{what} has half a surrogate pair: it was not read as UTF-8") from None
+    if len(found.rows) != n or found.rows.shape != found.scores.shape:
+        raise ValueError(
+            f"the gatherer gave scores of shape {found.scores.shape} and rows of shape "
+            f"{found.rows.shape} for {n} queries; expected ({n}, m) of both"
+        )
+    none = [None] * n
+    vectors = found.queries.vectors if found.queries else none
+    tokens = (found.queries.token_vectors if found.queries else ()) or none
+    each = zip(vectors, tokens, found.scores, found.rows, strict=True)
+    pools = [Pool.gathered(*one, cosines=found.cosines) for one in each]
+    for pool in pools:
+        twice = len(np.unique(pool.rows)) < len(pool.rows)
+        if twice or not np.isfinite(pool.first).all() or (np.diff(pool.first) > 0).any():
+            raise ValueError(
+                "the gatherer gave a row twice, a score that is not finite, or a list that is not "
+                "sorted; expected the best first"
+            )
+    return pools
 
 
 def fusion_weight(reranker: Reranker, asked: float | None) -> float:
@@ -231,9 +237,14 @@ def _answers(
         if len(queries) > 1:
             alone = zip(queries, pools, strict=True)
             return [_answers(reranker, [query], [pool])[0] for query, pool in alone]
-        reason = f"{reranker.name} failed: {str(error) or type(error).__name__}"
-        _log.warning("%s; the first stage's order is returned", reason)
-        return [reason]
+        return [_reason(reranker.name, error)]
+
+
+def _reason(name: str, error: Exception) -> str:
+    """Why there is no answer, which is logged too."""
+    reason = f"{name} failed: {str(error) or type(error).__name__}"
+    _log.warning("%s; the order of before it is returned", reason)
+    return reason
 
 
 def _checked(answer: Scored, n: int, reranker: Reranker) -> Scored:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from index_support import TokenEncoder, files_in
+from index_support import EveryEncoder, built, files_in
 
 from e2rank import Engine, IndexConfig
 from e2rank.errors import IndexFormatError
@@ -26,16 +26,22 @@ from e2rank.index.manifest import NAME
 from e2rank.index.verify import check, damage
 from e2rank.where import parse_where
 
-LAZY = ("vectors.npy", "documents.sqlite", "tokens.npy", "token_ends.npy")
+LAZY = (
+    *("vectors.npy", "documents.sqlite", "tokens.npy", "token_ends.npy"),
+    *("sparse_terms.npy", "sparse_weights.npy", "sparse_ends.npy"),
+    *("postings_rows.npy", "postings_weights.npy", "postings_ends.npy"),
+)
 """Files that an open does not read whole, as they may be larger than memory. What is damaged in
 one of them is found by `damage` and by opening with verify=True; a plain open may serve it."""
 
-QUERY = TokenEncoder().encode_queries(["late w1 w2 w5"]).vectors
+TEXT = "late w1 w2 w5"
+QUERY = EveryEncoder().encode_queries([TEXT]).vectors
+SPARSE = EveryEncoder().sparse_queries([TEXT])
 FILTERS = [parse_where({"n": {">": 0}}), parse_where({"n": {"!=": 1}})]
 
 
 def make(folder: Path) -> None:
-    """Two segments, one approximate, with deletions, token vectors and an adapter of its own."""
+    """Two segments, one approximate, with deletions, vectors of every kind and an own adapter."""
     small, making.SMALL = making.SMALL, 4
     try:
         texts = [
@@ -43,7 +49,8 @@ def make(folder: Path) -> None:
             for n in range(24)
         ]
         config = IndexConfig(factory="HNSW8", batch=16)
-        with Engine.build(texts, folder, TokenEncoder(), config) as engine:
+        built(texts, folder, EveryEncoder(), config)
+        with Engine.open(folder, EveryEncoder()) as engine:
             engine.add({"id": f"late{n}", "text": f"late w{n}"} for n in range(5))
             engine.delete(["3", "late1"])
             with Writer(engine.store) as writing:
@@ -72,6 +79,8 @@ def answers(store: Store) -> Any:
         store.rows_of(["1", "late2", "3"]),
         store.vectors(rows).tolist(),
         [each.tolist() for each in store.tokens(rows)],
+        [each.tolist() for each in store.search_sparse(SPARSE, 40)],
+        [store.sparse(rows).terms.tolist(), store.sparse(rows).weights.tolist()],
     ]
 
 

@@ -2,19 +2,22 @@
 
 import dataclasses
 import random
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from e2rank import Engine
-from e2rank.encoders import Encoding
+from e2rank import Engine, IndexConfig
+from e2rank.documents import SparseVectors
+from e2rank.encoders import Encoder, Encoding
 from e2rank.encoders.hashing import HashingEncoder
-from e2rank.index import Manifest
+from e2rank.index import Manifest, build_index
 from e2rank.index.files import LOCK
 from e2rank.index.manifest import NAME
 from e2rank.index.verify import check, damage
+from e2rank.ingest import Ingest
 from e2rank.where import holds, parse_where
 
 DIM = 16
@@ -43,6 +46,60 @@ class TokenEncoder(HashingEncoder):
         plain = super().encode_documents(texts)
         rows = tuple(np.tile(np.eye(4, dtype=np.float32)[0], (len(t.split()), 1)) for t in texts)
         return dataclasses.replace(plain, token_vectors=rows)
+
+
+class SparseEncoder(HashingEncoder):
+    """Hashed words that give a sparse vector too: a term each, of weight 1 + its count.
+
+    `sparse=False` has the same fingerprint, and makes none.
+    """
+
+    def __init__(self, dim: int = DIM, *, terms: int = 23, sparse: bool = True) -> None:
+        super().__init__(dim)
+        if sparse:
+            self.contract = dataclasses.replace(self.contract, sparse_dim=terms)
+            self.sparse_fingerprint = f"words-{terms}"
+
+    def encode_documents(self, texts: Sequence[str]) -> Encoding:
+        plain = super().encode_documents(texts)
+        sparse = self.sparse_queries(texts) if self.contract.sparse_dim else None
+        return dataclasses.replace(plain, sparse=sparse)
+
+    def sparse_queries(self, texts: Sequence[str]) -> SparseVectors:
+        """The same of queries."""
+        return SparseVectors.of([self._weights(text.split()) for text in texts])
+
+    def _weights(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        codes = [zlib.crc32(word.encode()) % self.contract.sparse_dim for word in words]
+        terms, counts = np.unique(np.array(codes, dtype=np.int32), return_counts=True)
+        return terms, (1 + counts).astype(np.float32)
+
+
+class EveryEncoder(TokenEncoder, SparseEncoder):
+    """Hashed words that give vectors of every kind."""
+
+
+def built(
+    documents: Iterable[Mapping[str, Any]],
+    folder: Path,
+    encoder: Encoder,
+    config: IndexConfig,
+    **how: bool,
+) -> Manifest:
+    """An index of documents by an encoder, with all the vectors that it gives."""
+    asked = Ingest(encoder).batches
+    return build_index(
+        documents,
+        folder,
+        encode=asked.encode,
+        encoder=asked.info,
+        contract=encoder.contract.to_dict(),
+        config=config,
+        truncated=asked.truncated,
+        tokens=asked.tokens,
+        sparse=asked.sparse,
+        **how,
+    )
 
 
 def document(identifier: int, rnd: random.Random) -> dict[str, Any]:

@@ -198,20 +198,22 @@ def test_every_option_at_every_size_has_sources_and_no_number_without() -> None:
                 assert (figure.value is None) == figure.source.startswith("not measured")
 
 
-def test_float16_rows_and_token_vectors_change_the_disk_only() -> None:
-    plain, half, late = (
+def test_float16_rows_token_and_sparse_vectors_change_the_disk_only() -> None:
+    plain, half, late, sparse = (
         next(each for each in options if each.config.factory == "SQ8")
         for options in (
             advise(1000, 64, GIB),
             advise(1000, 64, GIB, raw="float16"),
             advise(1000, 64, GIB, tokens=60, token_dim=96),
+            advise(1000, 64, GIB, terms=128),
         )
     )
     codes = 1000 * 64 + 8 * 64
     assert plain.disk.value == codes + 1000 * 64 * 4
     assert half.disk.value == codes + 1000 * 64 * 2
     assert late.disk.value == codes + 1000 * (64 * 4 + 60 * 96 + 8)
-    assert plain.ram == half.ram == late.ram
+    assert plain.ram == half.ram == late.ram == sparse.ram
+    assert sparse.disk.value == codes + 1000 * (64 * 4 + 128 * (4 + 2) + 8 + 128 * (4 + 4))
     assert half.config.raw == "float16"
 
 
@@ -237,6 +239,9 @@ def test_numbers_out_of_range_are_refused(values: tuple[int, int, int], message:
     for more in ((60.0, 0), (0.0, 96), (-1.0, 96), (60.0, -1), (float("inf"), 96)):
         with pytest.raises(ValueError, match="give both"):
             advise(10, 384, GIB, tokens=more[0], token_dim=more[1])
+    for terms in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="terms is"):
+            advise(10, 384, GIB, terms=terms)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,11 @@ def test_token_vectors_are_told() -> None:
     assert told["token vectors"] == "96 components"
 
 
+def test_sparse_vectors_are_told() -> None:
+    told = facts(card(with_encoder(sparse_dim=30522, sparse="abc"), "a/b"))
+    assert told["sparse vectors"] == "of 30,522 terms, search exact"
+
+
 def test_every_file_is_there_with_size_and_hash() -> None:
     lines = card(SAMPLE, "a/b").splitlines()
     for name, entry in SAMPLE.files.items():

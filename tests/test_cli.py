@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 
 import ir_measures
 import pytest
+from gather_support import Words
 
 from e2rank import Document, Engine
 from e2rank.cli import main
 from e2rank.encoders import presets
 from e2rank.encoders.hashing import HashingEncoder
+from e2rank.rerank.refine import MaxSim
 
 QUERY = "heat transfer in the boundary layer"
+TWO = ("--gather", "bm25", "--gather", "hybrid")
 
 
 class Ran(NamedTuple):
@@ -59,6 +62,14 @@ def index(tmp_path: Path, documents: list[Document]) -> Path:
     """An index of sixty abstracts."""
     Engine.build(documents, tmp_path / "index", "hashing").close()
     return tmp_path / "index"
+
+
+@pytest.fixture
+def refinable(tmp_path: Path, documents: list[Document], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An index of sixty abstracts with token vectors."""
+    monkeypatch.setitem(presets.PRESETS, "words", lambda name, device: Words())
+    Engine.build(documents, tmp_path / "refinable", Words()).close()
+    return tmp_path / "refinable"
 
 
 @pytest.fixture
@@ -125,6 +136,53 @@ def test_evaluate_prints_one_row_for_each_ranker(run: Run, index: Path, beir: Pa
     assert 0 < fields["rows"][1]["p_value"] <= 1
 
 
+def test_each_first_stage_that_is_named_gets_a_row(run: Run, index: Path, beir: Path) -> None:
+    asked = [*TWO, "--depth", "20", "--json"]
+    fields = object_of(run("evaluate", index, beir, *asked))
+    assert [row["ranker"] for row in fields["rows"]] == ["bm25", "hybrid"]
+    assert fields["baseline"] == "bm25"
+    assert [row["model_calls"] for row in fields["rows"]] == [0, 3]
+    assert [row["refined"] for row in fields["rows"]] == [{}, {}]
+    own = object_of(run("evaluate", index, beir, "--gather", "dense+bm25", "--json"))["rows"]
+    assert [row["ranker"] for row in own] == ["dense+bm25"]
+    reranked = [*asked, "--gather", "dense", "--rerank", "none", "--rerank", "prf"]
+    fields = object_of(run("evaluate", index, beir, *reranked))
+    names = ["bm25", "bm25+prf", "hybrid", "hybrid+prf", "none", "prf"]
+    assert [row["ranker"] for row in fields["rows"]] == names
+    assert fields["baseline"] == "none"
+
+
+def test_search_gathers_and_refines_as_the_engine_does(
+    run: Run, refinable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["--gather", "bm25", "--refine", "maxsim", "--alpha", "0.3", "--beta", "4", "-k", "5"]
+    found = object_of(run("search", refinable, QUERY, *asked, "--rerank", "prf", "--json"))
+    how = MaxSim(alpha=0.3, beta=4)
+    with Engine.open(refinable) as engine:
+        wanted = engine.search(QUERY, 5, gather="bm25", refine=how, rerank="prf").to_dict()
+    assert found["hits"] == wanted["hits"]
+    assert found["refined"] == wanted["refined"]
+    assert sum(found["refined"].values()) > found["refined"]["scored"] >= 9
+    assert list(found["timings"]) == ["gather", "refine", "rerank", "total"]
+    assert "(bm25+maxsim+prf, " in run("search", refinable, QUERY, *asked, "--rerank", "prf").out
+
+
+def test_evaluate_compares_ways_to_refine_and_counts_what_was_scored(
+    run: Run, refinable: Path, beir: Path, tmp_path: Path
+) -> None:
+    asked = ["--refine", "none", "--refine", "maxsim", "--beta", "2", "-k", "3", "--depth", "30"]
+    pattern = tmp_path / "{ranker}.trec"
+    fields = object_of(run("evaluate", refinable, beir, *asked, "--run-out", pattern, "--json"))
+    plain, refined = fields["rows"]
+    assert (plain["ranker"], refined["ranker"]) == ("none", "maxsim")
+    assert plain["refined"] == {}
+    counts = refined["refined"]
+    assert list(counts) == ["scored", "pruned", "unseen"]
+    assert sum(counts.values()) == 3 * 30
+    assert (counts["pruned"], counts["unseen"] > 0) == (0, True)
+    assert (tmp_path / "maxsim.trec").is_file()
+
+
 def test_limit_takes_the_first_queries_only(run: Run, index: Path, beir: Path) -> None:
     fields = object_of(run("evaluate", index, beir, "--limit", 2, "--json"))
     assert fields["queries"] == 2
@@ -182,6 +240,22 @@ def test_a_report_is_shown_as_a_table(run: Run, index: Path, beir: Path) -> None
         (
             ("evaluate", "{index}", "{beir}", "--run-out", "{tmp}/no/{{ranker}}"),
             "there is no folder",
+        ),
+        (("search", "{index}", "wing", "--gather", "bm42"), "gather is 'bm42'; expected 'dense', "),
+        (
+            ("search", "{index}", "wing", "--gather", "dense+"),
+            "'' is no part of a hybrid; expected",
+        ),
+        (("search", "{index}", "wing", "--gather", "sparse"), "hashing-256 gives no sparse vec"),
+        (("search", "{index}", "wing", "--refine", "maxsim"), "hashing-256 gives no token vec"),
+        (("search", "{index}", "wing", "--beta", "3"), "are prunings of --refine maxsim"),
+        (
+            ("search", "{index}", "wing", "--refine", "maxsim", "--alpha", "2"),
+            "alpha is 2.0; it must be between 0 and 1",
+        ),
+        (
+            ("evaluate", "{index}", "{beir}", *TWO, "--run-out", "{tmp}/x"),
+            "is one file for 2 rankers",
         ),
         (("rerank", "{beir}", "--run", "{tmp}/none.trec"), "none.trec"),
         (("rerank", "{beir}", "--run", "{beir}/run.trec", "--depth", "0"), "depth is 0"),

@@ -76,7 +76,7 @@ def test_a_manifest_that_is_no_json_object_is_named(index: Path, text: str) -> N
     [
         (lambda m: m.update(kind="bm25s"), "is not the manifest of an e2rank index"),
         (lambda m: m.pop("kind"), "is not the manifest of an e2rank index"),
-        (lambda m: m.update(format=4), r"format 4, and .* reads up to 3\. Run: pip install -U"),
+        (lambda m: m.update(format=5), r"format 5, and .* reads up to 4\. Run: pip install -U"),
         (lambda m: m.update(format=2), "is damaged: 'adapter'"),
         (lambda m: m.update(format="new"), "has index format new"),
         (lambda m: m.pop("format"), "format"),

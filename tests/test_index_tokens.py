@@ -125,14 +125,16 @@ def test_both_files_are_the_arrays_they_are_said_to_be(index: Path) -> None:
 def test_rows_come_in_the_order_asked_packed_or_not(index: Path) -> None:
     wanted = [8, 0, 1, 8, 9, 4, 3]
     with Store.open(index) as store:
-        packed, offsets = store.tokens_packed(np.array(wanted))
+        held = store.token_vectors(np.array(wanted))
+        packed, offsets = held.rows, held.ends
         found, each = store.tokens(wanted), [store.tokens([row])[0] for row in wanted]
-        none, start = store.tokens_packed([])
+        none = store.token_vectors([])
         assert store.tokens([]) == []
     assert packed.dtype == np.int8
     assert offsets.dtype == np.int64
     assert offsets.tolist() == [0, *itertools.accumulate(LENGTHS[row] for row in wanted)]
-    assert (none.shape, start.tolist()) == ((0, 4), [0])
+    assert (none.rows.shape, none.ends.tolist()) == ((0, 4), [0])
+    assert held.scale == 1 / 127
     for place, rows in enumerate(found):
         assert rows.tolist() == each[place].tolist()
         part = packed[offsets[place] : offsets[place + 1]]
@@ -316,7 +318,7 @@ def test_an_index_without_token_vectors_says_so(tmp_path: Path) -> None:
     build(tmp_path / "index")
     with Store.open(tmp_path / "index") as store:
         assert store.token_dim == 0
-        for read in (store.tokens, store.tokens_packed):
+        for read in (store.tokens, store.token_vectors):
             with pytest.raises(ValueError, match="index holds no token vectors: build it again"):
                 read([0])
 
@@ -439,7 +441,7 @@ def test_ends_out_of_order_are_refused_when_they_are_read(index: Path, end: int,
     with Store.open(index) as store:
         assert len(store.tokens([4])[0]) == LENGTHS[4]
         with pytest.raises(IndexFormatError, match=r"token_ends\.npy is damaged"):
-            store.tokens_packed([4, row])
+            store.token_vectors([4, row])
 
 
 def test_an_index_is_replaced_by_one_with_token_vectors_and_back(tmp_path: Path) -> None:

@@ -480,7 +480,7 @@ def test_token_vectors_that_cannot_be_read_leave_the_first_stages_order(
     def damaged(rows: np.ndarray) -> Any:
         raise IndexFormatError("token_ends.npy is damaged")
 
-    monkeypatch.setattr(engine.store, "tokens_packed", damaged)
+    monkeypatch.setattr(engine.store, "token_vectors", damaged)
     hits = engine.search(QUERY, rerank="tokens")
     assert hits.rerank_error == "tokens failed: token_ends.npy is damaged"
     first = engine.search(QUERY, rerank=False)

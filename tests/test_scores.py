@@ -1,12 +1,16 @@
 """Ranking arithmetic against its definitions."""
 
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from e2rank.scores import fuse, rank, standardise, unit
+from e2rank import scores as module
+from e2rank.scores import fuse, maxsim, rank, standardise, unit
 
 SCORES = arrays(np.float32, st.integers(1, 30), elements=st.floats(-100, 100, width=32))
 
@@ -79,3 +83,69 @@ def test_a_weight_outside_zero_and_one_is_refused() -> None:
 def test_scores_of_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="3 reranked scores for 2 candidates"):
         fuse(np.ones(3), np.ones(2), 0.5)
+
+
+def maxsim_in_loops(query: Any, documents: list[Any]) -> list[float]:
+    """Sum over query tokens of the best dot product; without any, minus the token's length."""
+    totals = []
+    for document in documents:
+        total = 0.0
+        for asked in query.tolist():
+            dots = [sum(x * y for x, y in zip(asked, row, strict=True)) for row in document]
+            total += max(dots, default=-(sum(x * x for x in asked) ** 0.5))
+        totals.append(total)
+    return totals
+
+
+LENGTHS = st.lists(st.integers(0, 6), max_size=9)
+
+
+@given(
+    LENGTHS,
+    st.integers(1, 5),
+    st.sampled_from(["float32", "float16", "int8"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_maxsim_of_stored_rows_is_that_of_the_rows_they_stand_for(
+    lengths: list[int], asked: int, kind: str, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows, scale = unit(rng.normal(size=(sum(lengths), 6))), 1.0
+    stored = rows.astype(kind)
+    if kind == "int8":
+        stored, scale = np.rint(127 * rows).astype(np.int8), 1 / 127
+    ends = np.cumsum([0, *lengths])
+    exact = (stored.astype(np.float64) * scale).tolist()
+    documents = [exact[start:stop] for start, stop in pairwise(ends)]
+    query = rng.normal(size=(asked, 6)).astype(np.float32)
+    found = maxsim(query, stored, ends, scale)
+    assert (found.shape, found.dtype) == ((len(lengths),), np.float32)
+    np.testing.assert_allclose(found, maxsim_in_loops(query, documents), rtol=0, atol=1e-5)
+
+
+@given(LENGTHS, st.integers(1, 7), st.integers(0, 2**32 - 1))
+def test_maxsim_does_not_depend_on_how_many_rows_are_held_at_a_time(
+    lengths: list[int], held: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    query = rng.normal(size=(3, 4)).astype(np.float32)
+    rows, ends = unit(rng.normal(size=(sum(lengths), 4))), np.cumsum([0, *lengths])
+    whole = maxsim(query, rows, ends)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_CACHED", held)
+        np.testing.assert_allclose(maxsim(query, rows, ends), whole, rtol=0, atol=1e-6)
+
+
+@given(LENGTHS.filter(any), st.integers(0, 2**32 - 1))
+def test_maxsim_never_takes_what_is_not_there_for_zero(lengths: list[int], seed: int) -> None:
+    query = unit(np.random.default_rng(seed).normal(size=(2, 3)))
+    # Every dot product with the first token is -1: a zero from nowhere would win.
+    rows, ends = np.repeat(-query[:1], sum(lengths), axis=0), np.cumsum([0, *lengths])
+    np.testing.assert_allclose(maxsim(query[:1], rows, ends), [-1.0] * len(lengths), atol=1e-6)
+    both, empty = maxsim(query, rows, ends), np.array(lengths) == 0
+    assert both[empty].max(initial=-2.0) <= both[~empty].min() + 1e-6
+
+
+def test_maxsim_without_query_tokens_is_zero() -> None:
+    none = np.zeros((0, 3), dtype=np.float32)
+    assert maxsim(none, np.ones((4, 3), np.float32), np.array([0, 1, 1, 4])).tolist() == [0.0] * 3

@@ -10,10 +10,12 @@ from rich.console import Console
 
 from e2rank.cli import options
 from e2rank.cli.demo import run_demo
-from e2rank.cli.options import Ranker
+from e2rank.cli.options import Ranker, Refine
 from e2rank.cli.output import hits_table, print_json, print_report, progress
 from e2rank.cli.rankers import (
+    befores,
     by_name,
+    by_stages,
     check_indexed,
     check_listed,
     check_pattern,
@@ -88,6 +90,10 @@ def search(
     folder: Folder,
     query: Annotated[str, typer.Argument(help="What to look for.")],
     k: Annotated[int, typer.Option("-k", help="Documents to return.")] = 10,
+    gather: options.Gather = "dense",
+    refine: Annotated[Refine, typer.Option(help="Refine before the rerank.")] = Refine.NONE,
+    alpha: options.Alpha = None,
+    beta: options.Beta = None,
     rerank: Annotated[
         Ranker | None, typer.Option(help="How to rerank; the model's own way if not given.")
     ] = None,
@@ -104,16 +110,27 @@ def search(
 ) -> None:
     """Search an index."""
     asked = None if where is None else where_from_text(where)
+    (before,) = befores([gather], [refine], alpha, beta)
     with Engine.open(folder, encoder) as engine:
         named = rerank or own_ranker(engine, prompt)
         chosen, kind = reranker(named, cross_encoder), kind_of(prompt)
         hits = engine.search(
-            query, k, rerank=chosen, depth=depth, prompt=kind, shown=shown, where=asked
+            query,
+            k,
+            gather=before.first,
+            refine=before.refine,
+            rerank=chosen,
+            depth=depth,
+            prompt=kind,
+            shown=shown,
+            where=asked,
         )
     if json:
         print_json(hits.to_dict())
         return
-    Console().print(hits_table(hits, f"{query} ({named.value}, {hits.timings['total']:.0f} ms)"))
+    Console().print(
+        hits_table(hits, f"{query} ({before.named(named)}, {hits.timings['total']:.0f} ms)")
+    )
 
 
 @app.command()
@@ -121,6 +138,13 @@ def evaluate(
     folder: Folder,
     beir: Beir,
     split: options.Split = "test",
+    gather: options.Gathers = None,
+    refine: options.Refines = None,
+    alpha: options.Alpha = None,
+    beta: options.Beta = None,
+    k: Annotated[
+        int, typer.Option("-k", help="Of a search: so many are what --alpha and --beta prune for.")
+    ] = 10,
     rerank: options.Rerank = None,
     depth: options.Depth = 100,
     shown: options.Shown = 20,
@@ -132,14 +156,25 @@ def evaluate(
     run_out: options.RunOut = None,
     json: options.Json = False,
 ) -> None:
-    """Measure search end to end on a judged collection."""
-    check_pattern(run_out, len(set(rerank or (1, 2))))
+    """Measure search end to end on a judged collection.
+
+    Every --gather is measured with every --refine and every --rerank; without --rerank, those that
+    are given alone.
+    """
+    stages = befores(gather, refine, alpha, beta, k)
+    # Whoever compares first stages asks for no rerank, unless it is named.
+    alone = [Ranker.NONE] if gather or refine else None
+    rows = len(set(stages)) * len(set(rerank or alone or (1, 2)))
+    check_pattern(run_out, rows)
     collection = load_beir(beir, split).first(limit)
     with Engine.open(folder, encoder) as engine:
-        names = rerank or [Ranker.NONE, own_ranker(engine, prompt)]
+        names = rerank or alone or [Ranker.NONE, own_ranker(engine, prompt)]
         check_indexed(engine, collection)
-        rankers = by_name(
-            names, cross_encoder, lambda each: searching(engine, each, depth, shown, fuse, prompt)
+        rankers = by_stages(
+            stages,
+            names,
+            cross_encoder,
+            lambda each, before: searching(engine, each, depth, shown, fuse, prompt, before),
         )
         _evaluate(collection, rankers, depth, None, run_out, as_json=json)
 

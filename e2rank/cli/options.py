@@ -17,6 +17,13 @@ class Ranker(enum.StrEnum):
     NONE = "none"
 
 
+class Refine(enum.StrEnum):
+    """How candidates may be refined before the rerank."""
+
+    NONE = "none"
+    MAXSIM = "maxsim"
+
+
 class Kind(enum.StrEnum):
     """What a listwise prompt may be made of."""
 
@@ -28,7 +35,27 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 Rerank = Annotated[
     list[Ranker] | None, typer.Option(help="How to rerank; give it several times to compare.")
 ]
-Depth = Annotated[int, typer.Option(help="Candidates to rerank.")]
+Gather = Annotated[
+    str,
+    typer.Option(help="The first stage: dense, sparse, multivector, bm25, hybrid, or dense+bm25."),
+]
+Gathers = Annotated[
+    list[str] | None,
+    typer.Option("--gather", help="As for `search`; give it several times to compare."),
+]
+Refines = Annotated[
+    list[Refine] | None,
+    typer.Option("--refine", help="Refine before the rerank; several times to compare."),
+]
+Alpha = Annotated[
+    float | None,
+    typer.Option(help="Refine no candidate that far below the k-th; off if not given."),
+]
+Beta = Annotated[
+    int | None,
+    typer.Option(help="Stop refining after so many that change nothing; off if not given."),
+]
+Depth = Annotated[int, typer.Option(help="Candidates to refine and rerank.")]
 Shown = Annotated[int, typer.Option(help="Candidates in the listwise prompt, if it is of texts.")]
 Prompt = Annotated[
     Kind | None,

@@ -1,10 +1,12 @@
 """Rerankers by name as rankers that can be evaluated, end to end or over given lists."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from e2rank.cli.options import Kind, Ranker
+from e2rank.cli.options import Kind, Ranker, Refine
 from e2rank.contract import Prompt
 from e2rank.encoders.presets import local_model
 from e2rank.engine import Engine
@@ -12,9 +14,66 @@ from e2rank.evaluate.collection import Collection
 from e2rank.evaluate.protocol import Answer
 from e2rank.evaluate.protocol import Ranker as Ask
 from e2rank.evaluate.trec import Run, write_run
+from e2rank.gather import Hybrid
+from e2rank.gather.choose import Gather
 from e2rank.hits import Hits
 from e2rank.rerank.choose import Rerank
 from e2rank.rerank.cross_encoder import CrossEncoderReranker
+from e2rank.rerank.refine import MaxSim
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What comes before the rerank: the first stage, and how its candidates are refined."""
+
+    gather: str = "dense"
+    refine: MaxSim | None = None
+
+    @property
+    def first(self) -> Gather:
+        """What `Engine.search` takes for the first stage: a name, or a hybrid of several."""
+        parts = self.gather.split("+")
+        return cast(Gather, self.gather if len(parts) == 1 else Hybrid(cast(Any, parts)))
+
+    def named(self, rerank: Ranker) -> str:
+        """A name of the whole search: its stages, without those that are the usual ones.
+
+        >>> Before().named(Ranker.NONE), Before("sparse").named(Ranker.NONE)
+        ('none', 'sparse')
+        >>> Before("bm25", MaxSim()).named(Ranker.LISTWISE)
+        'bm25+maxsim+listwise'
+        """
+        stages = [
+            self.gather if self.gather != "dense" else "",
+            "maxsim" if self.refine else "",
+            rerank.value if rerank is not Ranker.NONE else "",
+        ]
+        return "+".join(filter(None, stages)) or "none"
+
+
+def befores(
+    gathers: Sequence[str] | None,
+    refines: Sequence[Refine] | None,
+    alpha: float | None,
+    beta: int | None,
+    k: int | None = None,
+) -> list[Before]:
+    """Every first stage with every way to refine; the usual ones where none is given.
+
+    Args:
+        gathers: first stages; several names joined by "+" are one, a hybrid of them.
+        refines: ways to refine.
+        alpha: of MaxSim.
+        beta: of MaxSim.
+        k: the length of the list that MaxSim's prunings are for; None for what a search returns.
+    Raises:
+        ValueError: for prunings of nothing, or out of range.
+    """
+    ways = refines or [Refine.NONE]
+    if (alpha is not None or beta is not None) and Refine.MAXSIM not in ways:
+        raise ValueError("--alpha and --beta are prunings of --refine maxsim, which is not given")
+    made = [MaxSim(alpha, beta, k) if way is Refine.MAXSIM else None for way in ways]
+    return [Before(gather, way) for gather, way in product(gathers or ["dense"], made)]
 
 
 def reranker(name: Ranker, cross_encoder: str | None) -> Rerank:
@@ -36,6 +95,7 @@ def searching(
     shown: int,
     fuse: float | None,
     prompt: Kind | None = None,
+    before: Before = Before(),
 ) -> Ask:
     """The end-to-end protocol: the engine gathers its own candidates."""
     kind = kind_of(prompt)
@@ -43,7 +103,15 @@ def searching(
     def ask(_: str, query: str) -> Answer:
         return _answer(
             engine.search(
-                query, depth, rerank=rerank, depth=depth, prompt=kind, shown=shown, fuse=fuse
+                query,
+                depth,
+                gather=before.first,
+                refine=before.refine,
+                rerank=rerank,
+                depth=depth,
+                prompt=kind,
+                shown=shown,
+                fuse=fuse,
             )
         )
 
@@ -81,6 +149,18 @@ def by_name(
 ) -> dict[str, Ask]:
     """A ranker for each name, in order; naming one twice changes nothing."""
     return {name.value: make(reranker(name, cross_encoder)) for name in names}
+
+
+def by_stages(
+    befores: Sequence[Before],
+    names: Sequence[Ranker],
+    cross_encoder: str | None,
+    make: Callable[[Rerank, Before], Ask],
+) -> dict[str, Ask]:
+    """A ranker for each reranker behind each of what may come before it, under their names."""
+    chosen = {name: reranker(name, cross_encoder) for name in names}
+    pairs = product(befores, chosen.items())
+    return {before.named(name): make(each, before) for before, (name, each) in pairs}
 
 
 def write_runs(pattern: str | None, runs: dict[str, Run]) -> None:
@@ -147,4 +227,5 @@ def _answer(hits: Hits) -> Answer:
         tokens=hits.tokens,
         truncated=hits.truncated,
         failed=bool(hits.rerank_error),
+        refined=hits.refined,
     )

@@ -1,7 +1,7 @@
 """Running rankers over a collection's queries, end to end or over given candidate lists."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,7 +22,8 @@ class Answer:
         model_calls: sequences the models read.
         tokens: tokens they read.
         truncated: sequences that lost tokens to a budget.
-        failed: whether the rerank failed and this is the first stage's order.
+        failed: whether refining or the rerank failed and this is the order of before.
+        refined: how many candidates were "scored", "pruned" and "unseen"; empty if not refined.
     """
 
     ranking: Sequence[tuple[str, float]]
@@ -31,6 +32,7 @@ class Answer:
     tokens: int = 0
     truncated: int = 0
     failed: bool = False
+    refined: Mapping[str, int] = field(default_factory=dict)
 
 
 Ranker = Callable[[str, str], Answer]
@@ -168,9 +170,15 @@ def _row(name: str, answers: Sequence[Answer], values: Mapping[str, PerQuery], b
         tokens=sum(answer.tokens for answer in answers),
         truncated=sum(answer.truncated for answer in answers),
         failed=sum(answer.failed for answer in answers),
+        refined=_totals([answer.refined for answer in answers]),
         p_value=None if name == base else permutation_test(new, old),
         deltas=None if name == base else deltas(new, old),
     )
+
+
+def _totals(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    names = dict.fromkeys(name for each in counts for name in each)
+    return {name: sum(each.get(name, 0) for each in counts) for name in names}
 
 
 def _check_permutation(name: str, query: str, answer: Answer, lists: Run) -> None:

@@ -1,6 +1,6 @@
 """The report: one row a ranker, quality and cost side by side."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from e2rank.evaluate.significance import Deltas
@@ -17,7 +17,9 @@ class Row:
         model_calls: sequences the models read, over all queries.
         tokens: tokens they read.
         truncated: sequences that lost tokens to a budget.
-        failed: queries whose rerank failed, so that they have the first stage's order.
+        failed: queries that have the order of before a step that failed.
+        refined: candidates "scored", "pruned" and "unseen" by MaxSim, over all queries; empty where
+            nothing was refined.
         p_value: of the first measure against the baseline; None for the baseline itself.
         deltas: query by query against the baseline; None for the baseline itself.
     """
@@ -29,6 +31,7 @@ class Row:
     tokens: int
     truncated: int
     failed: int = 0
+    refined: dict[str, int] = field(default_factory=dict)
     p_value: float | None = None
     deltas: Deltas | None = None
 
@@ -43,6 +46,7 @@ class Row:
             "tokens": self.tokens,
             "truncated": self.truncated,
             "failed": self.failed,
+            "refined": self.refined,
             "p_value": self.p_value,
             "wins": self.deltas and self.deltas.wins,
             "losses": self.deltas and self.deltas.losses,

@@ -60,7 +60,14 @@ class Option:
 
 
 def advise(
-    n: int, dim: int, ram: int, *, raw: str = "float32", tokens: float = 0, token_dim: int = 0
+    n: int,
+    dim: int,
+    ram: int,
+    *,
+    raw: str = "float32",
+    tokens: float = 0,
+    token_dim: int = 0,
+    terms: float = 0,
 ) -> list[Option]:
     """Options for n vectors, best first: those that fit, by the recall measured nearest to n.
 
@@ -73,6 +80,8 @@ def advise(
         raw: how raw rows are kept, "float32" or "float16".
         tokens: token vectors of a document, on average.
         token_dim: length of a token vector.
+        terms: terms of a document's sparse vector, on average; 0 where there is none. The 8 bytes
+            a segment that each term of the vocabulary takes are left out.
     Raises:
         ValueError: for a number that is out of range.
     """
@@ -83,7 +92,11 @@ def advise(
         raise ValueError(
             f"tokens is {tokens:g} and token_dim {token_dim}: give both, each above 0, or neither"
         )
+    if not 0 <= terms <= 10**6:
+        raise ValueError(f"terms is {terms:g}; it must be 0 to 1,000,000")
     late = {"tokens": tokens * token_dim, "token ends": 8} if token_dim else {}
+    if terms:
+        late |= {"sparse vectors": 6 * terms + 8, "postings": 8 * terms}
     options = [_option(config, n, dim, ram, late) for config in candidates(n, dim, raw)]
 
     def place(option: Option) -> tuple[bool, float]:

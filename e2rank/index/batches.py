@@ -1,18 +1,20 @@
 """The encoder as a build sees it: asked once a batch, every answer checked before it is written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from e2rank.documents import Document
+from e2rank.documents import Document, SparseVectors
 from e2rank.errors import EncodingError
 from e2rank.index.manifest import EncoderInfo
+from e2rank.index.terms import packed
 from e2rank.index.tokens import quantise
 from e2rank.scores import unit
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 TokensOfLast = Callable[[], Sequence[np.ndarray]]
+SparseOfLast = Callable[[], SparseVectors | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,41 +26,50 @@ class BatchEncoder:
         encode: texts to (n, dim) vectors.
         truncated: how many of the texts encoded so far lost tokens.
         tokens: a (t, token_dim) array of each text encoded last; None if token_dim is 0.
+        sparse: the sparse vectors of the texts encoded last; None if sparse_dim is 0.
     """
 
     info: EncoderInfo
     encode: Encode
     truncated: Callable[[], int]
     tokens: TokensOfLast | None = None
+    sparse: SparseOfLast | None = None
 
     def __post_init__(self) -> None:
-        """Refuse token vectors without a dimension, and a dimension without token vectors.
+        """Refuse token or sparse vectors without a dimension, and a dimension without them.
 
         Raises:
             ValueError: for either.
         """
-        dim = self.info.token_dim
-        if dim < 0:
-            raise ValueError(f"token_dim is {dim}; it must be at least 0")
-        if dim and self.tokens is None:
-            raise ValueError(f"token_dim is {dim}, so `tokens` must be given too")
-        if not dim and (self.tokens is not None or self.info.tokens):
-            raise ValueError("token_dim is 0: set it to the length of the token vectors given")
+        info = self.info
+        _check_pair("token_dim", info.token_dim, "tokens", self.tokens, info.tokens)
+        _check_pair("sparse_dim", info.sparse_dim, "sparse", self.sparse, info.sparse)
 
-    def batch(self, documents: Sequence[Document], before: int) -> dict[str, np.ndarray]:
-        """Encode documents; `before` is how many token vectors the documents before them have.
+    def batch(
+        self, documents: Sequence[Document], before: Mapping[str, int], kind: str = "int8"
+    ) -> dict[str, np.ndarray]:
+        """Encode documents; `before` is how many rows each file has of the documents before them.
+
+        `kind` is how the index keeps token vectors, as `IndexConfig.tokens` says it.
 
         Returns:
-            What to append to which file: "vectors" (n, dim) float32 unit rows and, if the encoder
-            makes token vectors, "tokens" (T, token_dim) int8 and "token_ends" (n,) int64.
+            What to append to which file: "vectors" (n, dim) float32 unit rows; if the encoder makes
+            token vectors, "tokens" (T, token_dim) int8 or float16 and "token_ends" (n,) int64; if
+            it makes sparse ones, "sparse_terms" (m,) int32, "sparse_weights" (m,) float16 and
+            "sparse_ends" (n,) int64.
         Raises:
             EncodingError: if something is not finite or of the wrong shape.
         """
-        vectors = self._vectors(documents)
-        if self.tokens is None:
-            return {"vectors": vectors}
-        rows, lengths = quantise(self.tokens(), documents, self.info)
-        return {"vectors": vectors, "tokens": rows, "token_ends": before + np.cumsum(lengths)}
+        arrays = {"vectors": self._vectors(documents)}
+        if self.tokens is not None:
+            rows, lengths = quantise(self.tokens(), documents, self.info, kind)
+            ends = before["tokens"] + np.cumsum(lengths)
+            arrays |= {"tokens": rows, "token_ends": ends}
+        if self.sparse is not None:
+            terms, weights, ends = packed(self.sparse(), documents, self.info)
+            ends = before["sparse_terms"] + ends[1:]
+            arrays |= {"sparse_terms": terms, "sparse_weights": weights, "sparse_ends": ends}
+        return arrays
 
     def _vectors(self, documents: Sequence[Document]) -> np.ndarray:
         vectors = np.asarray(self.encode([each.body for each in documents]), dtype=np.float32)
@@ -74,3 +85,12 @@ class BatchEncoder:
                 f"{documents[int(bad.argmax())].id!r}; nothing of its batch was written"
             )
         return unit(vectors)
+
+
+def _check_pair(name: str, dim: int, asked: str, given: object, made_by: str) -> None:
+    if dim < 0:
+        raise ValueError(f"{name} is {dim}; it must be at least 0")
+    if dim and given is None:
+        raise ValueError(f"{name} is {dim}, so `{asked}` must be given too")
+    if not dim and (given is not None or made_by):
+        raise ValueError(f"{name} is 0: set it to the dimension of what `{asked}` gives")

@@ -1,6 +1,5 @@
 """Building an index: streamed, resumable, and put in place by one rename."""
 
-import dataclasses
 import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -10,12 +9,12 @@ from typing import Any
 from e2rank.config import IndexConfig
 from e2rank.documents import Document, as_documents
 from e2rank.errors import CorpusError
-from e2rank.index import dense
-from e2rank.index.batches import BatchEncoder, Encode, TokensOfLast
+from e2rank.index import dense, making, seismic, token_search
+from e2rank.index.batches import BatchEncoder, Encode, SparseOfLast, TokensOfLast
 from e2rank.index.files import one_writer, sync_folder
 from e2rank.index.finish import finish
 from e2rank.index.manifest import NAME, EncoderInfo, Manifest, SegmentInfo
-from e2rank.index.staging import Staging
+from e2rank.index.staging import Staging, keep_only
 from e2rank.index.target import PARTIAL, check_folder, clean, remove_empty, taken
 
 
@@ -31,6 +30,7 @@ def build_index(  # noqa: PLR0913 - one call, every choice by name
     overwrite: bool = False,
     truncated: Callable[[], int] = lambda: 0,
     tokens: TokensOfLast | None = None,
+    sparse: SparseOfLast | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Build an index into a folder.
@@ -52,20 +52,27 @@ def build_index(  # noqa: PLR0913 - one call, every choice by name
         tokens: the token vectors of the texts encoded last, one (t, token_dim) array a document
             in order, t from 0; asked once a batch, right after `encode`; they are normalised
             here. To be given where `encoder.token_dim` is more than 0, and only there.
+        sparse: the sparse vectors of the texts encoded last; asked once a batch, right after
+            `encode` and `tokens`. To be given where `encoder.sparse_dim` is more than 0, and only
+            there.
         progress: called with the number of documents done, once a batch.
     Raises:
         CorpusError: for a document that cannot be indexed, or when there is none.
-        ValueError: if the folder is taken, the factory cannot be built, or `tokens` is given or
-            missing against `encoder.token_dim`.
+        ValueError: if the folder is taken, the factory cannot be built, `tokens` or `sparse` is
+            given or missing against the encoder's dimensions, or the configuration is of sparse
+            vectors that the encoder does not make.
         EncodingError: if a vector is not finite or of the wrong shape.
+        MissingExtra: if what the configuration names is not installed.
         OSError: if the disk is full; what is done is kept for `resume`.
     """
-    asked = BatchEncoder(encoder, encode, truncated, tokens)
+    asked = BatchEncoder(encoder, encode, truncated, tokens, sparse)
     dense.check(encoder.dim, config)
+    seismic.check(encoder.sparse_dim, config)
+    token_search.check(encoder.token_dim, config)
     check_folder(folder, replace=overwrite or resume)
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"config": dataclasses.asdict(config), "encoder": encoder.to_dict()}
+    settings = {"config": config.to_dict(), "encoder": encoder.to_dict()}
     try:
         with one_writer(folder):
             build = _Build(folder, asked, config, progress)
@@ -150,7 +157,7 @@ class _Build:
 
     def _add(self, staging: Staging, batch: Sequence[Document], row: int) -> None:
         staging.note(batch, row)
-        arrays = self._encoder.batch(batch, staging.token_rows)
+        arrays = self._encoder.batch(batch, staging.rows, self._config.tokens)
         staging.append(batch, arrays, self._encoder.truncated())
 
     def _finish(
@@ -158,7 +165,7 @@ class _Build:
     ) -> Manifest:
         """Everything after the last batch; it can be repeated."""
         part, done, old = staging.folder, staging.progress, self._old
-        entries = finish(staging, contract, self._config)
+        entries = finish(staging, contract, making.fitting(self._config, done.done))
         segment = SegmentInfo(
             name=final.name,
             count=done.done,
@@ -183,8 +190,7 @@ class _Build:
                 final.rename(part)
             raise
         # Only now: until the manifest is in place, this is a build that can be resumed.
-        for path in (staging.record, staging.spool):
-            (final / path.name).unlink()
+        keep_only(final, entries)
         return manifest
 
     def _give_up(self, staging: Staging, error: BaseException) -> None:

@@ -46,6 +46,7 @@ def card(manifest: Manifest, repo_id: str, *, license: str | None = None) -> str
 
 def _facts(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     encoder, path = manifest.encoder, PurePath(manifest.encoder.name)
+    config = manifest.index_config
     yield "documents", f"{manifest.count:,}"
     if manifest.deleted:
         yield "deleted, still in the files", f"{manifest.deleted:,}"
@@ -55,6 +56,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     yield "fingerprint", _code(encoder.fingerprint)
     yield "dimension", f"{encoder.dim:,}"
     yield "token vectors", f"{encoder.token_dim:,} components" if encoder.token_dim else "none"
+    if encoder.sparse_dim:
+        yield "sparse vectors", f"of {encoder.sparse_dim:,} terms, search {config.sparse}"
     yield "FAISS factory", _code(manifest.config["factory"])
     yield "bytes", f"{manifest.bytes:,}"
 

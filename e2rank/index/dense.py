@@ -53,8 +53,10 @@ def make(dim: int, factory: str) -> Any:
         ) from error
 
 
-def build(path: Path, vectors: np.ndarray, config: IndexConfig) -> None:
+def build(path: Path, vectors: np.ndarray, config: IndexConfig, what: str = "documents") -> None:
     """Train and fill an index from mapped (n, d) rows, float32 or float16, and write it to `path`.
+
+    Errors call the rows `what`.
 
     Raises:
         ValueError: if there are too few rows to train the factory on.
@@ -63,7 +65,7 @@ def build(path: Path, vectors: np.ndarray, config: IndexConfig) -> None:
     faiss = load_faiss()
     index = make(vectors.shape[1], config.factory)
     with _threads(faiss, config.factory):
-        _train(index, vectors, config)
+        _train(index, vectors, config, what)
         for start in range(0, len(vectors), CHUNK):
             index.add(np.ascontiguousarray(vectors[start : start + CHUNK], dtype=np.float32))
     _write(faiss, index, path, len(vectors))
@@ -154,7 +156,7 @@ def _set(faiss: Any, index: Any, parameter: str, value: int, factory: str) -> No
         raise ValueError(f"{parameter} does not apply to the factory {factory!r}") from error
 
 
-def _train(index: Any, vectors: np.ndarray, config: IndexConfig) -> None:
+def _train(index: Any, vectors: np.ndarray, config: IndexConfig, what: str) -> None:
     if index.is_trained:
         return
     rows = np.linspace(0, len(vectors) - 1, min(len(vectors), config.train_rows)).astype(np.int64)
@@ -162,7 +164,7 @@ def _train(index: Any, vectors: np.ndarray, config: IndexConfig) -> None:
         index.train(np.ascontiguousarray(vectors[rows], dtype=np.float32))
     except RuntimeError as error:
         raise ValueError(
-            f"{len(rows)} documents are too few to train the factory {config.factory!r}: "
+            f"{len(rows)} {what} are too few to train the factory {config.factory!r}: "
             f"{_reason(error)}; use 'Flat', or fewer lists"
         ) from error
 

@@ -9,21 +9,30 @@ from typing import Any
 
 import numpy as np
 
+from e2rank.config import IndexConfig
+from e2rank.index import codec
+from e2rank.index.codec import Codebook
 from e2rank.index.files import check_file
 from e2rank.index.finish import finish
 from e2rank.index.manifest import SegmentInfo
 from e2rank.index.segment import Segment
-from e2rank.index.staging import Staging
+from e2rank.index.staging import Staging, keep_only
 from e2rank.index.store import Store
 from e2rank.index.target import ADDING
+from e2rank.index.token_search import NAME as TOKENS
 
 SMALL = 10_000
-"""Documents below which a segment needs no FAISS index: its rows are scored one by one."""
+"""Documents below which a segment needs no approximate index: its rows are scored one by one."""
 
 MERGED = 8_192
 """Documents copied at a time when segments are merged."""
 
 _log = logging.getLogger("e2rank")
+
+
+def fitting(config: IndexConfig, count: int) -> IndexConfig:
+    """How a segment of so many documents is built: an exact sparse search suits a small one."""
+    return config if count >= SMALL else dataclasses.replace(config, sparse="exact")
 
 
 @dataclass(slots=True)
@@ -56,18 +65,22 @@ class Maker:
     def __init__(self, base: Store) -> None:
         """Make segments for the index of `base`, under numbers that it never used."""
         self._base, self.next = base, base.manifest.next_segment
+        self._book = next(filter(None, map(_book, base.segments)), None)
 
     @contextlib.contextmanager
-    def staged(self) -> Iterator[Staging]:
-        """A new segment's folder, which is gone again if anything goes wrong."""
+    def staged(self, book: Codebook | None = None) -> Iterator[Staging]:
+        """A new segment's folder, which is gone again if anything goes wrong.
+
+        With a codebook, its token vectors come as codes.
+        """
         number, self.next = self.next, self.next + 1
         manifest = self._base.manifest
         part = self._base.folder / "segments" / f"{number:06d}{ADDING}"
         settings = {
-            "config": dataclasses.asdict(manifest.index_config),
+            "config": manifest.index_config.to_dict(),
             "encoder": manifest.encoder.to_dict(),
         }
-        staging = Staging(part, settings, manifest.encoder)
+        staging = Staging(part, settings, manifest.encoder, book)
         try:
             staging.begin()
             yield staging
@@ -77,19 +90,23 @@ class Maker:
 
     def finished(self, staging: Staging, *, small: bool) -> Part:
         """The staged documents as a segment with all its files, opened."""
-        config, count = self._base.manifest.index_config, staging.progress.done
-        flat = dataclasses.replace(config, factory="Flat", nprobe=None, ef_search=None)
+        count = staging.progress.done
+        config = fitting(self._base.manifest.index_config, count)
+        flat = dataclasses.replace(
+            config, factory="Flat", nprobe=None, ef_search=None, token_factory="", token_nprobe=None
+        )
         if count == 0 or (small and count < SMALL):
             config = flat
+            if config.tokens == "pq":
+                config = dataclasses.replace(flat, tokens="int8")
         try:
-            entries = finish(staging, self._base.contract, config)
+            entries = finish(staging, self._base.contract, config, self._book)
         except ValueError as error:
             _log.warning("%s; these %d documents are searched without", error, count)
             config = flat
-            entries = finish(staging, self._base.contract, config)
+            entries = finish(staging, self._base.contract, config, self._book)
         final = staging.folder.with_name(staging.folder.name.removesuffix(ADDING))
-        for path in (staging.record, staging.spool):
-            path.unlink(missing_ok=True)
+        keep_only(staging.folder, entries)
         staging.folder.rename(final)
         info = SegmentInfo(
             name=final.name,
@@ -102,14 +119,25 @@ class Maker:
             self._base.manifest, segments=[info], files=files, next_segment=self.next
         )
         segment = Segment(self._base.folder, info, manifest)
+        self._book = self._book or _book(segment)
         return Part(segment, info, files, np.ones(count, dtype=bool))
+
+    def as_configured(self, part: Part) -> bool:
+        """Whether a segment would come out of `merged` as it is, small or not."""
+        config, tokens = self._base.manifest.index_config, part.segment.tokens
+        if tokens is None:
+            return part.info.factory == config.factory
+        waits = config.tokens == "pq" and tokens.codebook is None and len(tokens) >= codec.LEAST
+        indexed = not config.token_factory or f"{part.info.folder}/{TOKENS}" in part.files
+        return part.info.factory == config.factory and indexed and not waits
 
     def merged(self, parts: Sequence[Part], *, small: bool) -> Part:
         """One segment with what is left in several, whose bytes are checked: their hashes go."""
         for part in parts:
             for name, entry in part.segment.files.items():
                 check_file(self._base.folder / name, entry)
-        with self.staged() as staging:
+        coded = any(_book(part.segment) for part in parts)
+        with self.staged(self._book if coded else None) as staging:
             done, cut = 0, sum(part.info.truncated for part in parts)
             for part in parts:
                 rows, segment = np.flatnonzero(part.alive), part.segment
@@ -118,9 +146,20 @@ class Maker:
                     documents = segment.table.documents(own)
                     arrays = {"vectors": segment.vectors[own]}
                     if segment.tokens is not None:
-                        packed, ends = segment.tokens.packed(own)
-                        arrays |= {"tokens": packed, "token_ends": staging.token_rows + ends[1:]}
+                        packed, ends = segment.tokens.packed(own, staging.book)
+                        ends = staging.rows["tokens"] + ends[1:]
+                        arrays |= {"tokens": packed, "token_ends": ends}
+                    if segment.sparse is not None:
+                        terms, weights, ends = segment.sparse.packed(own)
+                        ends = staging.rows["sparse_terms"] + ends[1:]
+                        arrays |= {"sparse_terms": terms, "sparse_weights": weights}
+                        arrays["sparse_ends"] = ends
                     staging.note(documents, done)
                     staging.append(documents, arrays, cut)
                     done += len(documents)
             return self.finished(staging, small=small)
+
+
+def _book(segment: Segment) -> Codebook | None:
+    """What a segment's token vectors are codes of, if they are codes."""
+    return segment.tokens.codebook if segment.tokens is not None else None

@@ -14,8 +14,12 @@ from e2rank.config import IndexConfig
 from e2rank.errors import IndexFormatError
 from e2rank.index.files import write_atomically
 
-FORMAT = 3
-"""What is written; formats 1 and 2, of one segment that never changed, are read too."""
+FORMAT = 4
+"""What is read at most. Format 4 is written where there are sparse vectors or a setting that came
+with them, else 3; formats 1 and 2, of one segment that never changed, are read too."""
+
+SEALED = 3
+"""The first format whose manifest has a seal."""
 
 KIND = "e2rank-index"
 NAME = "manifest.json"
@@ -35,6 +39,8 @@ class EncoderInfo:
         dim: length of a document's vector.
         token_dim: length of a token vector; 0 if there are none.
         tokens: fingerprint of the head that made the token vectors; "" if there are none.
+        sparse_dim: terms of the vocabulary of the sparse vectors; 0 if there are none.
+        sparse: fingerprint of what made the sparse vectors; "" if there are none.
     """
 
     name: str
@@ -42,12 +48,16 @@ class EncoderInfo:
     dim: int
     token_dim: int = 0
     tokens: str = ""
+    sparse_dim: int = 0
+    sparse: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, JSON-able; those of token vectors only where there are any."""
+        """The fields, JSON-able; those of token and sparse vectors only where there are any."""
         fields = dataclasses.asdict(self)
         if not self.token_dim:
             del fields["token_dim"], fields["tokens"]
+        if not self.sparse_dim:
+            del fields["sparse_dim"], fields["sparse"]
         return fields
 
 
@@ -130,7 +140,9 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Put this manifest in place at once: readers see the old one or the new one."""
-        fields = {"format": FORMAT, "kind": KIND, **dataclasses.asdict(self)}
+        later = self.encoder.sparse_dim or _later(self.config)
+        version = FORMAT if later else SEALED
+        fields = {"format": version, "kind": KIND, **dataclasses.asdict(self)}
         fields["encoder"] = self.encoder.to_dict()
         body = json.dumps(fields, indent=2, ensure_ascii=False).encode()
         seal = f',\n  "checksum": "{xxhash.xxh3_64_hexdigest(body)}"\n}}\n'
@@ -155,7 +167,7 @@ class Manifest:
                 "Run: pip install -U e2rank"
             )
         try:
-            if version < FORMAT:
+            if version < SEALED:
                 _upgrade(fields, version)
             else:
                 _unseal(fields, raw)
@@ -166,6 +178,11 @@ class Manifest:
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise IndexFormatError(f"{folder / NAME} is damaged: {error}") from error
         return manifest
+
+
+def _later(config: dict[str, Any]) -> bool:
+    """Whether a configuration says something that format 3 does not know."""
+    return any(name.startswith(("sparse", "token")) for name in config)
 
 
 def _upgrade(fields: dict[str, Any], version: int) -> None:
@@ -212,9 +229,9 @@ def _check(manifest: Manifest) -> None:
         TypeError, KeyError, AttributeError, ValueError: for what is missing or is something else.
     """
     encoder = manifest.encoder
-    for name in ("name", "fingerprint", "tokens"):
+    for name in ("name", "fingerprint", "tokens", "sparse"):
         _is(str, getattr(encoder, name), name)
-    for name in ("dim", "token_dim"):
+    for name in ("dim", "token_dim", "sparse_dim"):
         _is(int, getattr(encoder, name), name)
     for name in ("commit", "next_segment"):
         _is(int, getattr(manifest, name), name)

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,18 @@ import numpy as np
 
 from e2rank.config import IndexConfig
 from e2rank.errors import IndexFormatError
-from e2rank.index import dense
+from e2rank.index import dense, token_search
 from e2rank.index.exact import Found, nearest, ordered
 from e2rank.index.files import check_file, check_size
-from e2rank.index.finish import CONTRACT, DENSE, TABLE
+from e2rank.index.finish import CONTRACT, DENSE, SEISMIC, TABLE
 from e2rank.index.manifest import Manifest, SegmentInfo
+from e2rank.index.postings import FORWARD, POSTINGS
+from e2rank.index.seismic import Seismic
+from e2rank.index.sparse import Sparse
 from e2rank.index.table import Table
-from e2rank.index.tokens import Tokens
+from e2rank.index.token_search import NAME as TOKENS
+from e2rank.index.token_search import Proposer
+from e2rank.index.tokens import CODEBOOK, Tokens, kind_of, names_of
 from e2rank.where import Condition
 
 FEW = 20_000
@@ -45,8 +50,8 @@ class Segment:
             check_size(folder / name, entry)
         self._path = where = folder / info.folder
         config = manifest.index_config
-        dim, token_dim = manifest.encoder.dim, manifest.encoder.token_dim
-        _check_names(folder, info, self.files.keys(), token_dim)
+        dim = manifest.encoder.dim
+        _check_names(folder, info, self.files.keys(), manifest)
         self._config = IndexConfig(**{**manifest.config, "factory": info.factory})
         check_file(where / CONTRACT, self.files[f"{info.folder}/{CONTRACT}"])
         self.contract: dict[str, Any] = json.loads((where / CONTRACT).read_bytes())
@@ -56,7 +61,9 @@ class Segment:
             # FAISS trusts what it reads, down to lengths and addresses.
             check_file(where / DENSE, self.files[f"{info.folder}/{DENSE}"])
             self._faiss = _faiss(where / DENSE, self._config, self.vectors.shape)
-        self.tokens = Tokens(where, self.count, token_dim) if token_dim else None
+        self.tokens = self._tokens(manifest.encoder.token_dim)
+        self._proposer = self._token_index()
+        self.sparse = self._sparse(manifest.encoder.sparse_dim)
         self.table = Table(where / TABLE, self.count)
         self._masks: OrderedDict[Condition, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
@@ -64,7 +71,51 @@ class Segment:
     def close(self) -> None:
         """Let go of the files."""
         self.table.close()
-        self._faiss = None
+        self._faiss = self._proposer = None
+        if self.sparse is not None:
+            self.sparse.approximate = None
+
+    def _tokens(self, dim: int) -> Tokens | None:
+        """The token vectors, with their codebook where they are codes."""
+        if not dim:
+            return None
+        kind = kind_of([Path(name).name for name in self.files], self._config)
+        if kind == "pq":
+            # All else is read by it.
+            check_file(self._path / CODEBOOK, self.files[f"segments/{self.name}/{CODEBOOK}"])
+        return Tokens(self._path, self.count, dim, kind)
+
+    def _token_index(self) -> Proposer | None:
+        """What proposes documents by single tokens, where there is such an index."""
+        path, entry = self._path / TOKENS, self.files.get(f"segments/{self.name}/{TOKENS}")
+        if self.tokens is None or entry is None:
+            return None
+        check_file(path, entry)
+        config = self._config.of_tokens
+        return Proposer(_faiss(path, config, self.tokens.shape), config, config.token_nearest)
+
+    def search_tokens(
+        self, queries: Sequence[np.ndarray], k: int, allowed: np.ndarray | None
+    ) -> Found:
+        """The best rows of each query by MaxSim of token vectors; see `Store.search_tokens`."""
+        if self.tokens is None:
+            raise ValueError(f"{self._path} holds no token vectors")
+        return token_search.search(self.tokens, queries, k, allowed, self._proposer)
+
+    def _sparse(self, dim: int) -> Sparse | None:
+        """The sparse vectors, with their approximate index where there is one."""
+        if not dim:
+            return None
+        shape, path = (self.count, dim), self._path / SEISMIC
+        sparse = Sparse(self._path, shape, self._config)
+        if (entry := self.files.get(f"segments/{self.name}/{SEISMIC}")) is not None:
+            # Seismic trusts what it reads, too.
+            check_file(path, entry)
+            try:
+                sparse.approximate = Seismic(path, shape, self._config)
+            except (OSError, ValueError) as error:
+                raise _damaged(path, error) from error
+        return sparse
 
     def matching(self, condition: Condition) -> np.ndarray:
         """The (count,) bool mask of the rows whose metadata meet a condition."""
@@ -125,16 +176,23 @@ class Segment:
         return ordered(scores.astype(np.float32), rows, k)
 
 
-def _check_names(folder: Path, info: SegmentInfo, named: Collection[str], token_dim: int) -> None:
+def _check_names(
+    folder: Path, info: SegmentInfo, named: Collection[str], manifest: Manifest
+) -> None:
     """Compare the files that the manifest names with those that such a segment has."""
+    config, encoder = manifest.index_config, manifest.encoder
     names = [CONTRACT, TABLE, "vectors.npy"]
     names += [DENSE] if info.factory != "Flat" else []
-    names += ["tokens.npy", "token_ends.npy"] if token_dim else []
+    if encoder.token_dim:
+        names += names_of(kind_of([Path(name).name for name in named], config))
+    names += [f"{name}.npy" for name in (*FORWARD, *POSTINGS)] if encoder.sparse_dim else []
     needed = {f"{info.folder}/{name}" for name in names}
     if missing := sorted(needed.difference(named)):
         raise IndexFormatError(f"{folder} is damaged: its manifest names no {missing[0]}")
-    # Formats 1 and 2 have a FAISS index for "Flat" too.
-    if strange := sorted(set(named) - needed - {f"{info.folder}/{DENSE}"}):
+    # Formats 1 and 2 have a FAISS index for "Flat" too; only large segments have a seismic one.
+    others = [DENSE, SEISMIC] if encoder.sparse_dim else [DENSE]
+    others += [TOKENS] if encoder.token_dim and config.token_factory else []
+    if strange := sorted(set(named) - needed - {f"{info.folder}/{name}" for name in others}):
         raise IndexFormatError(f"{folder} is damaged: its manifest names {strange[0]} too")
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,15 @@ import xxhash
 
 from e2rank.documents import Document
 from e2rank.errors import CorpusError
+from e2rank.index.codec import Codebook
 from e2rank.index.files import write_atomically
 from e2rank.index.grown import GrownArray, GrownFile
 from e2rank.index.manifest import EncoderInfo
+from e2rank.index.postings import FORWARD
+from e2rank.index.tokens import CODES, ROWS
 
 _RAW = {"float32": "<f4", "float16": "<f2"}
+_TOKENS = {"int8": "|i1", "float16": "<f2", "pq": "|i1"}
 
 
 @dataclass(slots=True)
@@ -42,17 +46,32 @@ class Staging:
     """The folder of one build; `arrays` and documents are appended a batch at a time.
 
     `arrays` are the .npy files, by the name of what they hold: vectors and, where the encoder
-    makes them, tokens and token_ends.
+    makes them, tokens and token_ends, and sparse_terms, sparse_weights and sparse_ends.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], encoder: EncoderInfo) -> None:
-        """Use `folder`, which may hold an earlier part of the same build."""
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        encoder: EncoderInfo,
+        book: Codebook | None = None,
+    ) -> None:
+        """Use `folder`, which may hold an earlier part of the same build.
+
+        With a codebook, token vectors come as its codes; "pq" without one is coded at the end.
+        """
+        self.folder, self.encoder, self.book = folder, encoder, book
         raw = _RAW[settings["config"]["raw"]]
         self.arrays = {"vectors": GrownArray(folder / "vectors.npy", raw, (encoder.dim,))}
         if encoder.token_dim:
-            self.arrays["tokens"] = GrownArray(folder / "tokens.npy", "|i1", (encoder.token_dim,))
+            kind, width = _TOKENS[settings["config"].get("tokens", "int8")], encoder.token_dim
+            self.arrays["tokens"] = GrownArray(folder / ROWS, kind, (width,))
+            if book is not None:
+                self.arrays["tokens"] = GrownArray(folder / CODES, "|u1", (book.width,))
             self.arrays["token_ends"] = GrownArray(folder / "token_ends.npy", "<i8", ())
+        if encoder.sparse_dim:
+            for name, kind in FORWARD.items():
+                self.arrays[name] = GrownArray(folder / f"{name}.npy", kind, ())
         self._spool = GrownFile(folder / "documents.jsonl")
         self._files: dict[str, GrownFile] = {**self.arrays, "spool": self._spool}
         self._settings = settings
@@ -72,10 +91,10 @@ class Staging:
         return self.folder / "progress.json"
 
     @property
-    def token_rows(self) -> int:
-        """Token vectors that are durable."""
-        array = self.arrays.get("tokens")
-        return array.rows(self.progress.sizes["tokens"]) if array else 0
+    def rows(self) -> dict[str, int]:
+        """How many rows of each array are durable."""
+        sizes = self.progress.sizes
+        return {name: array.rows(sizes[name]) for name, array in self.arrays.items()}
 
     def close(self) -> None:
         """Let go of the private list of ids."""
@@ -166,6 +185,13 @@ class Staging:
             rest = {name: fields[name] for name in ("done", "truncated", "documents", "settings")}
             return Progress(sizes=sizes, **rest)
         return Progress(0, 0, sizes, self._hash.hexdigest(), self._settings)
+
+
+def keep_only(folder: Path, names: Collection[str]) -> None:
+    """Remove what a finished segment does not need: the record, the spool, rows that are coded."""
+    for path in folder.iterdir():
+        if path.name not in names:
+            path.unlink()
 
 
 class Ids:

@@ -1,21 +1,20 @@
-"""An index folder opened for reading: one snapshot of its segments, searched by cosine."""
+"""An index folder opened for reading: one snapshot of its segments, and the searches over it."""
 
 import copy
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
-from e2rank.documents import Document
+from e2rank.documents import Document, SparseVectors
 from e2rank.errors import IndexFormatError
-from e2rank.index.deletions import read_alive
-from e2rank.index.exact import ordered
+from e2rank.index.exact import Found, ordered
 from e2rank.index.files import check_file
 from e2rank.index.manifest import Manifest
+from e2rank.index.rows import Rows
 from e2rank.index.segment import Segment
-from e2rank.index.tokens import STEPS
+from e2rank.index.terms import fault
 from e2rank.scores import unit
 from e2rank.where import Condition
 
@@ -23,19 +22,12 @@ _TRIES = 10
 """Times to open an index while commit after commit takes its files away."""
 
 
-class Store:
-    """One open index as of one commit; make it with `Store.open`.
-
-    Rows are numbers of this snapshot, from 0, one a document in the order in which they came; those
-    of deleted documents are left empty.
-    """
+class Store(Rows):
+    """One open index as of one commit; make it with `Store.open`."""
 
     def __init__(self, folder: Path, manifest: Manifest, segments: Sequence[Segment]) -> None:
         """Join opened segments, those of `manifest` in its order."""
-        self.folder, self.manifest = folder, manifest
-        self._segments = tuple(segments)
-        self._starts = np.cumsum([0, *(each.count for each in segments)])
-        self._live = tuple(read_alive(folder, manifest, info) for info in manifest.segments)
+        super().__init__(folder, manifest, segments)
         self._allowed = self._live
         self._count = manifest.count
 
@@ -125,37 +117,7 @@ class Store:
             ]
         )
 
-    @property
-    def segments(self) -> tuple[Segment, ...]:
-        """The segments, in the order of their rows."""
-        return self._segments
-
-    @property
-    def live(self) -> tuple[np.ndarray | None, ...]:
-        """For each segment, the (count,) bool mask of documents not deleted; None for all."""
-        return self._live
-
-    @property
-    def contract(self) -> dict[str, Any]:
-        """The encoder's contract, as it was when the index was built."""
-        return self._segments[0].contract
-
-    @property
-    def dim(self) -> int:
-        """Length of the stored vectors."""
-        return self.manifest.encoder.dim
-
-    @property
-    def token_dim(self) -> int:
-        """Length of the stored token vectors; 0 if the index holds none."""
-        return self.manifest.encoder.token_dim
-
-    def close(self) -> None:
-        """Let go of the files, for every snapshot that shares them."""
-        for each in self._segments:
-            each.close()
-
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int) -> Found:
         """The best rows of each query by cosine; rows of equal cosine come in row order.
 
         An approximate factory decides which rows are found; their scores are exact cosines.
@@ -174,100 +136,88 @@ class Store:
             raise ValueError(f"expected (q, {self.dim}) query vectors, got {queries.shape}")
         if not np.isfinite(queries).all():
             raise ValueError("a query vector holds a NaN or an infinity")
-        if k < 1:
-            raise ValueError(f"k is {k}; it must be at least 1")
+        _check_k(k)
         queries = unit(queries)
         found = [
             each.search(queries, k, allowed)
             for each, allowed in zip(self._segments, self._allowed, strict=True)
         ]
-        scores = np.concatenate([each[0] for each in found], axis=1)
-        starts = self._starts.tolist()
-        rows = np.concatenate(
-            [each[1] + start for start, each in zip(starts, found, strict=False)], axis=1
+        return self._joined(found, k)
+
+    def search_sparse(self, queries: SparseVectors, k: int) -> Found:
+        """The best rows of each query by dot product of sparse vectors; equals in row order.
+
+        A row that shares no term with a query is not found. The configuration's `sparse` decides
+        which rows are; their scores are exact.
+
+        Args:
+            queries: q sparse vectors of the index's vocabulary.
+            k: rows to find.
+        Returns:
+            Scores (q, m) float32, best first, and rows (q, m) int64; m is k, or the index's size
+            if it holds fewer. Places that are left have row -1 and score -inf.
+        Raises:
+            ValueError: if the index holds no sparse vectors, a query's cannot be, or k < 1.
+        """
+        self._needs(self.sparse_dim, "sparse")
+        _check_k(k)
+        if found := fault(queries, self.sparse_dim):
+            raise ValueError(f"query {found[0]} holds {found[1]}")
+        weights = np.asarray(queries.weights, dtype=np.float32)
+        queries = SparseVectors(np.asarray(queries.terms), weights, np.asarray(queries.ends))
+        return self._joined(
+            [
+                each.sparse.search(queries, k, allowed)
+                for each, allowed in zip(self._segments, self._allowed, strict=True)
+                if each.sparse is not None
+            ],
+            k,
         )
-        return ordered(scores, rows, k)
 
-    def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The stored (n, d) float32 unit vectors of these rows, in this order.
+    def search_tokens(self, queries: Sequence[np.ndarray], k: int) -> Found:
+        """The best rows of each query by MaxSim of token vectors; equals in row order.
 
-        Raises:
-            IndexError: if there is no such row.
-        """
-        wanted = self._wanted(rows)
-        vectors = np.empty((len(wanted), self.dim), dtype=np.float32)
-        for segment, places, own in self._parts(wanted):
-            vectors[places] = segment.vectors[own]
-        return vectors
+        Every document is scored, or with a `token_factory` those that own the tokens nearest to
+        each of the query's; scores are exact.
 
-    def tokens(self, rows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-        """The token vectors of these rows, in this order.
-
+        Args:
+            queries: q (t, p) float32 arrays, t of its own and perhaps 0; of any length.
+            k: rows to find.
         Returns:
-            A (t, p) float32 array a row, t of its own and perhaps 0: unit vectors, each component
-            as near as eight bits allow (within 1/254).
+            Scores (q, m) float32, best first, and rows (q, m) int64; m is k, or the index's size
+            if it holds fewer. Documents without tokens come last.
         Raises:
-            IndexError: if there is no such row.
-            ValueError: if the index holds no token vectors.
+            ValueError: if the index holds no token vectors, a query's are of the wrong shape, or
+                hold a NaN or an infinity, or k < 1.
         """
-        packed, offsets = self.tokens_packed(rows)
-        floats = np.divide(packed, np.float32(STEPS), dtype=np.float32)
-        return [floats[start:stop] for start, stop in pairwise(offsets.tolist())]
+        self._needs(self.token_dim, "token")
+        _check_k(k)
+        asked = [np.asarray(each, dtype=np.float32) for each in queries]
+        for place, each in enumerate(asked):
+            if each.ndim != 2 or each.shape[1] != self.token_dim:
+                raise ValueError(
+                    f"query {place} has token vectors of shape {each.shape}, expected "
+                    f"(t, {self.token_dim})"
+                )
+            if not np.isfinite(each).all():
+                raise ValueError(f"query {place} holds a NaN or an infinity")
+        return self._joined(
+            [
+                each.search_tokens(asked, k, allowed)
+                for each, allowed in zip(self._segments, self._allowed, strict=True)
+            ],
+            k,
+        )
 
-    def tokens_packed(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The token vectors of these rows as they are stored, one document after another.
-
-        Returns:
-            (T, p) int8, 127 times the unit vectors, and (n + 1,) int64 offsets: those of the i-th
-            row asked for are offsets[i] to offsets[i + 1].
-        Raises:
-            IndexError: if there is no such row.
-            ValueError: if the index holds no token vectors.
-        """
-        if not self.token_dim:
-            raise ValueError(
-                f"{self.folder} holds no token vectors: build it again with an encoder that "
-                "makes them"
-            )
-        wanted = self._wanted(rows)
-        parts: list[np.ndarray] = [np.zeros((0, self.token_dim), dtype=np.int8)] * len(wanted)
-        for segment, places, own in self._parts(wanted):
-            if segment.tokens is None:
-                continue
-            if len(places) == len(wanted):
-                return segment.tokens.packed(own)
-            packed, offsets = segment.tokens.packed(own)
-            for number, place in enumerate(places.tolist()):
-                parts[place] = packed[offsets[number] : offsets[number + 1]]
-        offsets = np.cumsum([0, *map(len, parts)])
-        empty = np.zeros((0, self.token_dim), dtype=np.int8)
-        return np.concatenate([empty, *parts]), offsets
-
-    def documents(self, rows: Sequence[int] | np.ndarray) -> list[Document]:
-        """The documents of these rows, in this order.
-
-        Raises:
-            IndexError: if there is no such row.
-        """
-        wanted = self._wanted(rows)
-        found: dict[int, Document] = {}
-        for segment, places, own in self._parts(wanted):
-            found |= zip(places.tolist(), segment.table.documents(own), strict=True)
-        return [found[place] for place in range(len(wanted))]
-
-    def row_of(self, identifier: str) -> int | None:
-        """The row of the document with this id, or None."""
-        return self.rows_of([identifier]).get(identifier)
-
-    def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
-        """The rows of those of these ids that the index holds."""
-        found: dict[str, int] = {}
-        parts = zip(self._starts.tolist(), self._segments, self._live, strict=False)
-        for start, segment, alive in parts:
-            for identifier, row in segment.table.rows_of(ids).items():
-                if alive is None or alive[row]:
-                    found[identifier] = start + row
-        return found
+    def _joined(self, found: Sequence[Found], k: int) -> Found:
+        """The best k of what was found in every segment, whose rows get their own numbers."""
+        starts = self._starts.tolist()
+        scores = np.concatenate([each[0] for each in found], axis=1)
+        rows = [
+            np.where(each[1] < 0, -1, each[1] + start)
+            for start, each in zip(starts, found, strict=False)
+        ]
+        return ordered(scores, np.concatenate(rows, axis=1), k)
 
     def __iter__(self) -> Iterator[Document]:
         """Every document, in row order, streamed."""
@@ -292,31 +242,14 @@ class Store:
                 f"{self.folder} has a newer commit than the one that is open: refresh it first"
             ) from error
 
-    def _wanted(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        wanted = np.asarray(rows, dtype=np.int64)
-        strange = (wanted < 0) | (wanted >= self._starts[-1])
-        if strange.any():
-            raise IndexError(f"the index has no row {wanted[strange][0]}")
-        return wanted
-
-    def _parts(self, wanted: np.ndarray) -> Iterator[tuple[Segment, np.ndarray, np.ndarray]]:
-        """For each segment, where its rows stand among those wanted, and what it calls them."""
-        owner = np.searchsorted(self._starts, wanted, side="right") - 1
-        for number, segment in enumerate(self._segments):
-            places = np.flatnonzero(owner == number)
-            if not len(places):
-                continue
-            own, alive = wanted[places] - self._starts[number], self._live[number]
-            if alive is not None and not alive[own].all():
-                raise IndexError(
-                    f"the index has no row {wanted[places][~alive[own]][0]}: its document is "
-                    "deleted"
-                )
-            yield segment, places, own
-
 
 def _check_files(folder: Path, manifest: Manifest, *, verify: bool) -> None:
     """Read what is to be read whole before anything is opened: all files, or the adapter's."""
     entries = manifest.files if verify else manifest.inside(manifest.adapter)
     for name, entry in entries.items():
         check_file(folder / name, entry)
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k is {k}; it must be at least 1")

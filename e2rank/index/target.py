@@ -18,7 +18,9 @@ ADDING = ".adding"
 DELETED = "deleted"
 _SEGMENT = re.compile(rf"\d{{6,}}({re.escape(PARTIAL)}|{re.escape(ADDING)})?")
 _DELETIONS = re.compile(r"\d{6,}-\d+\.npy(\.part)?")
-_MAKING = re.compile(r"progress\.json|documents\.jsonl|dense\.faiss|.*\.part")
+_MAKING = re.compile(
+    r"progress\.json|documents\.jsonl|dense\.faiss|sparse\.seismic|tokens\.(npy|faiss)|.*\.part"
+)
 _ADAPTER = re.compile(rf"adapter-\d{{6,}}({re.escape(PARTIAL)})?")
 
 

@@ -1,21 +1,26 @@
 """Whether an index is what its manifest says, and what can be made right again."""
 
 import dataclasses
+import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from e2rank.documents import SparseVectors
 from e2rank.errors import CorpusError, IndexFormatError
-from e2rank.index import dense
+from e2rank.index import postings
+from e2rank.index.derived import Make, derived
 from e2rank.index.files import check_file, file_entry, one_writer, sync_folder
-from e2rank.index.finish import DENSE
-from e2rank.index.manifest import Manifest, SegmentInfo
+from e2rank.index.manifest import Manifest
 from e2rank.index.segment import Segment
+from e2rank.index.sparse import Sparse
 from e2rank.index.staging import Ids
 from e2rank.index.store import Store
+from e2rank.index.terms import fault
 
 _ROWS = 65_536
 _NORM = 1e-3
@@ -46,9 +51,9 @@ def check(store: Store) -> None:
     """Prove that ids, vectors and texts belong together, one to one.
 
     In every segment the rows of the table are 0 to count - 1, each with an id of its own, raw rows
-    are finite and of unit length, token vectors end in order, and filters read what the metadata
-    say; no two documents of the index have one id. Sizes, shapes and the FAISS index's own count
-    are compared at every open.
+    are finite and of unit length, token vectors end in order, sparse vectors are sound and their
+    postings are those very numbers, and filters read what the metadata say; no two documents of the
+    index have one id. Sizes, shapes and the FAISS index's own count are compared at every open.
 
     Raises:
         IndexFormatError: naming the segment and what does not fit.
@@ -64,6 +69,8 @@ def check(store: Store) -> None:
                 raise _unfit(segment, "the table of filters differs from the metadata")
             if segment.tokens is not None and not segment.tokens.in_order():
                 raise _unfit(segment, "token_ends.npy is not in order")
+            if segment.sparse is not None:
+                _check_sparse(segment, segment.sparse, store.sparse_dim)
     except CorpusError as error:
         raise IndexFormatError(f"{store.folder} holds an id twice: {error}") from error
     except sqlite3.Error as error:
@@ -86,25 +93,32 @@ class Repaired:
 
 
 def repair(folder: Path) -> Repaired:
-    """Build damaged FAISS indexes again from raw rows whose hash is right.
+    """Build what is damaged again, where it is made from files whose hashes are right.
+
+    Those are FAISS indexes, and postings and Seismic indexes of sparse vectors.
 
     Nothing else of an index can be told from the rest; it is named, not guessed.
 
     Raises:
         IndexFormatError: if the manifest is damaged, or another process is writing.
+        MissingExtra: if what builds one is not installed.
         OSError: if the disk is full.
     """
     with one_writer(folder):
         found, manifest = damage(folder), Manifest.load(folder)
         files, rebuilt = dict(manifest.files), list[str]()
         for info in manifest.segments:
-            name = f"{info.folder}/{DENSE}"
-            if name not in found or f"{info.folder}/vectors.npy" in found:
-                continue
-            del files[name], found[name]
-            if info.factory != "Flat":
-                files[name] = _rebuilt(folder, manifest, info)
-            rebuilt.append(name)
+            for each in derived(manifest, info):
+                names = [f"{info.folder}/{name}" for name in each.names]
+                sources = {f"{info.folder}/{name}" for name in each.sources}
+                broken = [name for name in names if name in found]
+                if not broken or sources & found.keys():
+                    continue
+                for name in broken:
+                    del files[name], found[name]
+                if each.make is not None:
+                    files |= _rebuilt(folder, names, each.make)
+                rebuilt += broken
         if rebuilt:
             dataclasses.replace(manifest, files=files, commit=manifest.commit + 1).save(folder)
         for name in set(rebuilt) - files.keys():
@@ -112,18 +126,19 @@ def repair(folder: Path) -> Repaired:
     return Repaired(rebuilt, found)
 
 
-def _rebuilt(folder: Path, manifest: Manifest, info: SegmentInfo) -> dict[str, int | str]:
-    where = folder / info.folder
-    config = dataclasses.replace(manifest.index_config, factory=info.factory)
-    vectors = np.load(where / "vectors.npy", mmap_mode="r", allow_pickle=False)
-    side = where / (DENSE + ".part")
+def _rebuilt(folder: Path, names: Sequence[str], make: Make) -> dict[str, dict[str, Any]]:
+    """Make files of a segment again, all before the first takes its place; gives their entries."""
+    where = (folder / names[0]).parent
+    side = where / "repair.part"
+    side.mkdir(exist_ok=True)
     try:
-        dense.build(side, vectors, config)
-        side.replace(where / DENSE)
+        make(where, side)
+        for name in names:
+            (side / Path(name).name).replace(folder / name)
     finally:
-        side.unlink(missing_ok=True)
+        shutil.rmtree(side)
     sync_folder(where)
-    return file_entry(where / DENSE)
+    return {name: file_entry(folder / name) for name in names}
 
 
 def _ids(segment: Segment, alive: np.ndarray | None) -> Iterator[list[str]]:
@@ -153,6 +168,17 @@ def _check_vectors(segment: Segment) -> None:
         if not good.all():
             row = start + int(np.argmin(good))
             raise _unfit(segment, f"row {row} of vectors.npy is no unit vector")
+
+
+def _check_sparse(segment: Segment, sparse: Sparse, dim: int) -> None:
+    if (np.diff(sparse.vectors[2], prepend=0) < 0).any():
+        raise _unfit(segment, "sparse_ends.npy is not in order")
+    for start in range(0, segment.count, _ROWS):
+        part = sparse.packed(np.arange(start, min(start + _ROWS, segment.count)))
+        if found := fault(SparseVectors(*part), dim):
+            raise _unfit(segment, f"row {start + found[0]} of its sparse vectors holds {found[1]}")
+    if name := postings.differs(sparse.vectors, sparse.postings, dim):
+        raise _unfit(segment, f"{name}.npy is not what its sparse vectors give; run e2rank repair")
 
 
 def _unfit(segment: Segment, what: str) -> IndexFormatError:

@@ -113,12 +113,12 @@ class Writer:
             EncodingError: if a vector is not finite or of the wrong shape.
             OSError: if the disk is full.
         """
-        batch = self.base.manifest.index_config.batch
+        config = self.base.manifest.index_config
         with self._maker.staged() as staging:
             checked, done = as_documents(documents), 0
-            while part := list(islice(checked, batch)):
+            while part := list(islice(checked, config.batch)):
                 staging.note(part, done)
-                arrays = encoder.batch(part, staging.token_rows)
+                arrays = encoder.batch(part, staging.rows, config.tokens)
                 staging.append(part, arrays, encoder.truncated())
                 done += len(part)
                 if progress is not None:
@@ -145,11 +145,10 @@ class Writer:
         return sum(part.delete(rows) for part, rows in zip(self._parts, found, strict=True))
 
     def compact(self) -> None:
-        """Merge all segments into one, without what is deleted, its FAISS index by the factory."""
-        manifest = self.base.manifest
+        """Merge all segments into one, without what is deleted, built as is configured."""
         if len(self._parts) == 1 and self._parts[0].count == self._parts[0].info.count:
             (only,) = self._parts
-            if only.info.factory == manifest.config["factory"]:
+            if self._maker.as_configured(only):
                 return
         self._parts = [self._maker.merged(self._parts, small=False)]
         self._changed = True

@@ -64,7 +64,7 @@ class TokenReranker:
             self._warn(stored=vectors is not None)
             read.append(self.encoder.encode_documents(pool.texts))
             vectors, tokens = read[-1].vectors, TokenVectors.of(read[-1].token_vectors)
-        late = maxsim(query_tokens, tokens.rows, tokens.ends)
+        late = maxsim(query_tokens, tokens.rows, tokens.ends, tokens.scale)
         return Scored(
             scores=self._maxsim * late + self._cosine * (vectors @ asked),
             calls=sum(len(each.vectors) for each in read),

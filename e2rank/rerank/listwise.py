@@ -126,7 +126,9 @@ class ListwiseReranker:
                 vector=prompts.vectors[place],
                 calls=1 + self._encoded(pool) + int(not self._known(pool)),
                 tokens=tokens[place] + documents[place].tokens + asked[place].tokens,
-                truncated=int(place in prompts.truncated) + len(documents[place].truncated),
+                truncated=int(place in prompts.truncated)
+                + len(documents[place].truncated)
+                + len(asked[place].truncated),
             )
             for place, pool in enumerate(pools)
         ]

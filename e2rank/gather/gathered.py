@@ -1,13 +1,12 @@
-"""First stage. A gatherer finds rows for queries; an encoder and a store make one."""
+"""What a first stage gives, and what any object must do to be one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from e2rank.encoders import Encoder, Encoding
-from e2rank.index import Store
+from e2rank.encoders import Encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,16 +14,20 @@ class Gathered:
     """What the first stage found for a batch of queries.
 
     Args:
-        scores: (q, k) float32, best first.
-        rows: (q, k) int64, -1 where there are fewer.
-        queries: how the queries were encoded, or None where no model read them.
+        scores: (q, m) float32, best first; each row at most once a query.
+        rows: (q, m) int64, -1 where there are fewer.
+        queries: the queries as the engine's own encoder read them, or None where it did not: what
+            comes after has their vectors, and they are counted as model calls.
+        cosines: whether the scores are cosines of `queries.vectors` with the stored vectors.
     """
 
     scores: np.ndarray
     rows: np.ndarray
     queries: Encoding | None = None
+    cosines: bool = False
 
 
+@runtime_checkable
 class Gatherer(Protocol):
     """Any object with this method can be a first stage."""
 
@@ -33,18 +36,13 @@ class Gatherer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class DenseGatherer:
-    """Cosine between query vectors and the vectors of a store."""
+@runtime_checkable
+class FromEncoded(Gatherer, Protocol):
+    """A first stage that searches with what the engine's encoder made of the queries."""
 
-    encoder: Encoder
-    store: Store
-
-    def gather(self, queries: Sequence[str], k: int) -> Gathered:
-        """The best k rows of each query, by cosine."""
-        encoded = self.encoder.encode_queries(queries)
-        scores, rows = self.store.search(encoded.vectors, k)
-        return Gathered(scores, rows, encoded)
+    def find(self, encoded: Encoding, k: int) -> Gathered:
+        """The best k rows of each query; several such stages share one encoding."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,114 @@
+"""Several first stages, fused into one list a query."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from e2rank.encoders import Encoder, Encoding
+from e2rank.fusion import Found, check_k, check_weights, reciprocal_ranks, standard_scores
+from e2rank.gather.gathered import FromEncoded, Gathered, Gatherer
+
+Named = Literal["dense", "sparse", "multivector", "bm25"]
+PARTS: tuple[Named, ...] = ("dense", "sparse", "multivector", "bm25")
+
+Method = Literal["rrf", "zscore"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hybrid:
+    """A hybrid of one's own: which first stages, and how their lists are fused.
+
+    Args:
+        parts: names or gatherers, at least two; None for "dense" and "sparse" where encoder and
+            index have sparse vectors, else "dense" and "bm25".
+        method: "zscore", by standardised scores (`fusion.standard_scores`); "rrf", by reciprocal
+            ranks (`fusion.reciprocal_ranks`).
+        k: of reciprocal ranks.
+        depth: documents that each part gathers at least, however few are asked for: what is fused
+            then does not depend on how many hits are shown.
+        weights: one a part; all 1 if None.
+    """
+
+    parts: Sequence[Named | Gatherer] | None = None
+    method: Method = "zscore"
+    k: int = 60
+    depth: int = 100
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a hybrid of fewer than two, or one that cannot be fused.
+
+        Raises:
+            ValueError: naming the setting and what it must be.
+        """
+        if self.method not in ("rrf", "zscore"):
+            raise ValueError(f"method is {self.method!r}; expected 'rrf' or 'zscore'")
+        check_k(self.k)
+        if self.depth < 1:
+            raise ValueError(f"the depth of a hybrid is {self.depth}; it must be at least 1")
+        if self.parts is not None:
+            self._check_parts(self.parts)
+        check_weights(self.weights, 2 if self.parts is None else len(self.parts))
+
+    @staticmethod
+    def _check_parts(parts: Sequence[Named | Gatherer]) -> None:
+        if isinstance(parts, str) or len(parts) < 2:
+            raise ValueError(f"parts is {parts!r}; a hybrid has at least two, such as 'dense'")
+        for part in parts:
+            if part not in PARTS and not isinstance(part, Gatherer):
+                raise ValueError(
+                    f"{part!r} is no part of a hybrid; expected {', '.join(map(repr, PARTS))} or "
+                    "an object with gather(queries, k)"
+                )
+
+    def fused(self, lists: Sequence[Found]) -> Found:
+        """One list of the parts' lists."""
+        if self.method == "zscore":
+            return standard_scores(lists, self.weights)
+        return reciprocal_ranks([rows for _, rows in lists], self.k, self.weights)
+
+
+@dataclass(frozen=True, slots=True)
+class HybridGatherer:
+    """The parts of a hybrid, made; k of their fused rows are kept."""
+
+    encoder: Encoder
+    parts: Sequence[Gatherer]
+    hybrid: Hybrid
+
+    def gather(self, queries: Sequence[str], k: int) -> Gathered:
+        """The best k rows of each query, by fused scores; the encoder reads them once at most."""
+        wide = max(k, self.hybrid.depth)
+        found: dict[int, Gathered] = {}
+        encoded: Encoding | None = None
+        # Those that start from encoded queries come last: another may have had them encoded.
+        order = sorted(range(len(self.parts)), key=lambda n: isinstance(self.parts[n], FromEncoded))
+        for number in order:
+            part = self.parts[number]
+            if isinstance(part, FromEncoded):
+                encoded = self.encoder.encode_queries(queries) if encoded is None else encoded
+                found[number] = part.find(encoded, wide)
+            else:
+                found[number] = part.gather(queries, wide)
+                encoded = found[number].queries if encoded is None else encoded
+        each = [found[number] for number in range(len(self.parts))]
+        lists = [[_members(part, place) for part in each] for place in range(len(queries))]
+        return _padded([self.hybrid.fused(parts) for parts in lists], k, encoded)
+
+
+def _members(found: Gathered, place: int) -> Found:
+    """One query's list without the places that are left empty."""
+    there = found.rows[place] >= 0
+    return found.scores[place][there], found.rows[place][there]
+
+
+def _padded(lists: Sequence[Found], k: int, encoded: Encoding | None) -> Gathered:
+    width = min(k, max((len(rows) for _, rows in lists), default=0))
+    scores = np.full((len(lists), width), -np.inf, dtype=np.float32)
+    rows = np.full((len(lists), width), -1, dtype=np.int64)
+    for place, (own_scores, own_rows) in enumerate(lists):
+        scores[place, : len(own_rows)] = own_scores[:width]
+        rows[place, : len(own_rows)] = own_rows[:width]
+    return Gathered(scores, rows, encoded)

@@ -1,0 +1,53 @@
+"""Learned sparse retrieval: terms with learned weights, in an inverted index."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from e2rank.encoders import Encoder, SparseQueries, sparse_fingerprint
+from e2rank.gather.gathered import Gathered
+from e2rank.index import Store
+
+
+@dataclass(frozen=True, slots=True)
+class SparseGatherer:
+    """Dot product of the queries' sparse vectors with those of a store.
+
+    A query's terms are weighed by a table that comes with the encoder: no model reads it, so there
+    is no vector of the query after this stage, and no model call is counted.
+    """
+
+    encoder: SparseQueries
+    store: Store
+
+    def gather(self, queries: Sequence[str], k: int) -> Gathered:
+        """The best k rows of each query; fewer where fewer share a term with it."""
+        scores, rows = self.store.search_sparse(self.encoder.sparse_queries(queries), k)
+        return Gathered(scores, rows)
+
+
+def has_sparse(encoder: Encoder, store: Store) -> bool:
+    """Whether both have sparse vectors of one kind."""
+    made = sparse_fingerprint(encoder)
+    return bool(made) and store.manifest.encoder.sparse == made
+
+
+def sparse_gatherer(encoder: Encoder, store: Store) -> SparseGatherer:
+    """The gatherer over sparse vectors that this encoder made and this store holds.
+
+    Raises:
+        ValueError: if either has none, or the store's are another model's.
+    """
+    stored, made = store.manifest.encoder.sparse, sparse_fingerprint(encoder)
+    if not made or not isinstance(encoder, SparseQueries):
+        raise ValueError(f"{encoder.name} gives no sparse vectors; gather by 'dense' or 'bm25'")
+    if not stored:
+        raise ValueError(
+            f"{store.folder} holds no sparse vectors, and {encoder.name} gives them; build it "
+            "again to store them, or gather by 'dense' or 'bm25'"
+        )
+    if stored != made:
+        raise ValueError(
+            f"the sparse vectors of {store.folder} are of another model than {encoder.name}: "
+            f"{stored}, expected {made}; build it again, or gather by 'dense' or 'bm25'"
+        )
+    return SparseGatherer(encoder, store)

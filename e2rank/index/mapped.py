@@ -1,0 +1,34 @@
+"""Arrays of an index that are mapped, not read: opened by type and dimensions."""
+
+from pathlib import Path
+
+import numpy as np
+
+from e2rank.errors import IndexFormatError
+
+
+def mapped(path: Path, kind: type[np.generic], dimensions: int) -> np.ndarray:
+    """The array of a .npy file, which stays on disk until it is looked at.
+
+    Raises:
+        IndexFormatError: if it is no such array.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy raises what it likes
+        reason = [*str(error).splitlines(), type(error).__name__][0]
+        raise damaged(path, f"no array ({reason})") from error
+    if array.dtype != kind or array.ndim != dimensions:
+        raise damaged(
+            path,
+            f"{array.shape} {array.dtype}, expected {dimensions} dimensions of {kind.__name__}",
+        )
+    # A plain view of the map: slicing a memmap costs several times as much.
+    return np.asarray(array)
+
+
+def damaged(path: Path, holds: str) -> IndexFormatError:
+    """The error for a file that does not hold what it should."""
+    return IndexFormatError(
+        f"{path} is damaged: it holds {holds}; build the index again, or restore the file"
+    )

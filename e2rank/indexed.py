@@ -1,0 +1,246 @@
+"""An encoder and the index that it made: how the two are built, opened, changed and checked."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from e2rank.config import IndexConfig
+from e2rank.documents import Document
+from e2rank.encoders import Encoder
+from e2rank.encoders.presets import load_encoder
+from e2rank.index import Store, build_index
+from e2rank.index.opened import Opened
+from e2rank.index.verify import check
+from e2rank.ingest import Ingest, check_same
+
+
+class Indexed:
+    """One encoder over one index."""
+
+    def __init__(
+        self, encoder: str | Path | Encoder, store: Store | None = None, *, read_only: bool = False
+    ) -> None:
+        """Join an encoder and an open store; without a store only `rank` works."""
+        self.encoder = load_encoder(encoder)
+        self._opened: Opened | None = None
+        if store is not None:
+            self._opened = Opened(
+                store,
+                lambda made: check_same(self.encoder, made, str(store.folder)),
+                read_only=read_only,
+            )
+
+    @classmethod
+    def build(
+        cls,
+        documents: Iterable[Document | Mapping[str, Any]],
+        folder: str | Path,
+        encoder: str | Path | Encoder = "minilm",
+        index: IndexConfig | None = None,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> Self:
+        """Index documents into a folder and open it.
+
+        The documents are read once and streamed: a corpus larger than memory works. How many were
+        longer than the encoder reads is logged, and kept in the manifest.
+
+        Args:
+            documents: documents, or mappings with id, text and optionally title and metadata.
+            folder: a new or empty folder, or an index to replace.
+            encoder: see `load_encoder`.
+            index: how to build; `IndexConfig()` unless given.
+            resume: continue a build that was killed, given the same documents again.
+            overwrite: replace an index or an unfinished build; the old index stays whole and
+                readable until the new one is complete.
+            progress: called with the number of documents done, once a batch.
+        Raises:
+            CorpusError: for a document that cannot be indexed, or when there is none.
+            ValueError: if the folder is taken, or the factory cannot be built.
+            EncodingError: if the model gives a vector that is not finite.
+            OSError: if the disk is full; what is done is kept for `resume`.
+        """
+        loaded = load_encoder(encoder)
+        ingest = Ingest(loaded)
+        asked = ingest.batches
+        build_index(
+            documents,
+            Path(folder),
+            encode=asked.encode,
+            encoder=asked.info,
+            contract=loaded.contract.to_dict(),
+            config=index or IndexConfig(),
+            truncated=asked.truncated,
+            tokens=asked.tokens,
+            sparse=asked.sparse,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        ingest.report()
+        return cls.open(folder, loaded)
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        encoder: str | Path | Encoder | None = None,
+        *,
+        read_only: bool = False,
+        verify: bool = False,
+        adapted: bool = True,
+    ) -> Self:
+        """Open an index with the encoder that made it, loaded by name unless given.
+
+        An adapter that `adapt` gave the index is used with an encoder loaded by name. The engine
+        goes on searching what it opened, whatever others commit, until `refresh`.
+
+        Args:
+            folder: the index.
+            encoder: see `load_encoder`.
+            read_only: whether `add`, `delete` and `compact` are refused. Opening never writes; a
+                change takes the index's lock until it is committed.
+            verify: whether to read every byte first and compare hashes.
+            adapted: whether to use the index's own adapter.
+        Raises:
+            IndexFormatError: if the folder is no whole index of a known format.
+            EncoderMismatch: if the encoder is not the one that made the index.
+        """
+        store = Store.open(Path(folder), verify=verify)
+        try:
+            manifest = store.manifest
+            own = adapted and encoder is None and manifest.adapter
+            named = store.folder / manifest.adapter if own else manifest.encoder.name
+            loaded = load_encoder(named if encoder is None else encoder)
+            check_same(loaded, manifest.encoder, str(folder))
+        except BaseException:
+            store.close()
+            raise
+        return cls(loaded, store, read_only=read_only)
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def store(self) -> Store:
+        """The open index, as of the commit that searches see.
+
+        Raises:
+            ValueError: if the engine has none.
+        """
+        return self._index.store
+
+    @property
+    def _index(self) -> Opened:
+        if self._opened is None:
+            raise ValueError("this engine has no index; make one with Engine.build or Engine.open")
+        return self._opened
+
+    def close(self) -> None:
+        """Let go of the index's files; the engine cannot search after it.
+
+        Changes that are not committed are dropped, with a warning.
+        """
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def add(
+        self,
+        documents: Iterable[Document | Mapping[str, Any]],
+        *,
+        commit: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Add documents; one whose id is there already takes its place.
+
+        When this returns they are on disk and found by searches: all of them, or after an error
+        none (only where the very last step fails, making the commit itself durable, may they be
+        there all the same). They are streamed, so there may be more than memory holds.
+
+        Args:
+            documents: as for `build`.
+            commit: False to keep them unseen until `commit`, together with other changes. Until
+                then no other process can write.
+            progress: called with the number of documents done, once a batch.
+        Returns:
+            How many were added.
+        Raises:
+            CorpusError: for a document that cannot be indexed, or an id given twice.
+            EncoderMismatch: if the encoder does not make all that the index holds.
+            IndexFormatError: if another process is writing.
+            OSError: if the disk is full.
+        """
+        with self._index.change(commit=commit) as writer:
+            ingest = Ingest(self.encoder, writer.base.manifest.encoder, str(writer.folder))
+            done = writer.add(documents, ingest.batches, progress)
+            ingest.report()
+        return done
+
+    def delete(self, ids: Iterable[str], *, commit: bool = True) -> int:
+        """Delete documents by id; an id that is not there is passed over.
+
+        Their bytes stay in the index's files until its segments are merged or `compact` is called.
+
+        Args:
+            ids: of documents.
+            commit: as for `add`.
+        Returns:
+            How many were there, and are gone.
+        Raises:
+            ValueError: for one string instead of several, or an id that is no string.
+            IndexFormatError: if another process is writing.
+        """
+        if isinstance(ids, str):
+            raise ValueError("expected several ids, got one string; pass a list of it")
+        ids = list(ids)
+        for each in ids:
+            if not isinstance(each, str):
+                raise ValueError(f"{each!r} is no id: ids are strings")
+        with self._index.change(commit=commit) as writer:
+            return writer.delete(ids)
+
+    def commit(self) -> None:
+        """Make what `add` and `delete` kept back durable and seen, at once.
+
+        Raises:
+            OSError: if the disk is full; what was kept back still is.
+        """
+        self._index.commit()
+
+    def compact(self) -> None:
+        """Merge the index's segments into one, built by its factory, without what is deleted."""
+        with self._index.change() as writer:
+            writer.compact()
+
+    def refresh(self) -> bool:
+        """Take up what other processes have committed; searches under way end on the old state.
+
+        The encoder stays as it is: an adapter that the index was given since is used by an engine
+        that is opened anew. A change of this engine's own takes up the newest commit too.
+
+        Returns:
+            Whether there was a newer commit.
+        Raises:
+            EncoderMismatch: if the index was built again by another encoder.
+            IndexFormatError: if it is no longer whole.
+        """
+        return self._index.refresh()
+
+    def verify(self) -> None:
+        """Read every byte of the index, compare hashes, and prove that its parts fit together.
+
+        Raises:
+            IndexFormatError: naming the first file, or the segment, where something is wrong.
+        """
+        store = self.store
+        store.verify()
+        check(store)

@@ -1,0 +1,313 @@
+"""First stages against brute force: which rows, in which order, with which scores, at what cost."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gather_support import (
+    FLUTTER,
+    HEAT,
+    Words,
+    dense_score,
+    late_score,
+    sparse_score,
+    words_of,
+)
+
+from e2rank import Document, Engine, Hits
+from e2rank.fusion import reciprocal_ranks, standard_scores
+from e2rank.gather import Gathered, GivenList, Hybrid
+from e2rank.index import Store
+
+NAMED = ("dense", "sparse", "multivector", "bm25", "hybrid")
+SCORES: dict[str, Callable[[str, str], float]] = {
+    "dense": dense_score,
+    "sparse": sparse_score,
+    "multivector": late_score,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(documents: list[Document], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two segments: abstracts of three years, some deleted, one twice, and an empty one."""
+    where = tmp_path_factory.mktemp("gather") / "index"
+    dated = [
+        Document(each.id, each.text, each.title, {"year": place % 3})
+        for place, each in enumerate(documents[:40])
+    ]
+    with Engine.build(dated[:25], where, Words()) as built:
+        twin = Document("twin", dated[2].text, dated[2].title, {"year": 0})
+        built.add([*dated[25:], twin, Document("empty", "", metadata={"year": 0})])
+        built.delete([dated[0].id, dated[30].id])
+    return where
+
+
+@pytest.fixture
+def engine(folder: Path) -> Iterator[Engine]:
+    """An engine over them, made anew as its encoder counts."""
+    with Engine.open(folder, Words()) as opened:
+        yield opened
+
+
+def ids(hits: Hits) -> list[str]:
+    """The ids in order."""
+    return [hit.id for hit in hits]
+
+
+def agrees(engine: Engine, name: str, query: str, k: int, year: int | None) -> None:
+    """A search gives the best there are by the definition of the score, equals in row order."""
+    where = None if year is None else {"year": year}
+    hits = engine.search(query, k, gather=name, rerank=False, where=where)  # type: ignore[arg-type]
+    bodies = {
+        each.id: each.body for each in engine.store if year is None or each.metadata["year"] == year
+    }
+    scores = {identifier: SCORES[name](query, body) for identifier, body in bodies.items()}
+    if name == "sparse":
+        scores = {identifier: score for identifier, score in scores.items() if score > 0}
+    assert len(hits) == min(k, len(scores))
+    assert len(set(ids(hits))) == len(hits)
+    best = sorted(scores.values(), reverse=True)[:k]
+    np.testing.assert_allclose([hit.score for hit in hits], best, atol=1e-4)
+    for hit in hits:
+        assert hit.score == pytest.approx(scores[hit.id], abs=1e-4)
+        assert (hit.first_score, hit.first_rank) == (hit.score, hit.rank)
+    if {"twin", "3"} <= set(ids(hits)):
+        assert ids(hits).index("twin") > ids(hits).index("3")
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("query", [HEAT, "wing", "flutter flutter of PANELS"])
+@pytest.mark.parametrize(("k", "year"), [(3, None), (200, None), (4, 0), (100, 1)])
+def test_a_first_stage_is_brute_force(
+    engine: Engine, name: str, query: str, k: int, year: int | None
+) -> None:
+    agrees(engine, name, query, k, year)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_filter_gives_k_hits_where_k_match_and_share_a_word(engine: Engine, name: Any) -> None:
+    hits = engine.search("the flow", 10, gather=name, rerank=False, where="year = 0")
+    assert len(hits) == 10
+    assert {hit.metadata["year"] for hit in hits} == {0}
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"), [("dense", 1), ("sparse", 0), ("multivector", 1), ("bm25", 0), ("hybrid", 1)]
+)
+def test_the_queries_a_model_reads_are_counted(engine: Engine, name: Any, calls: int) -> None:
+    queries = [HEAT, FLUTTER]
+    found = engine.search_many(queries, gather=name, rerank=False)
+    assert [hits.model_calls for hits in found] == [calls] * 2
+    words = [len(words_of(query)) for query in queries]
+    assert sum(hits.tokens for hits in found) == calls * sum(words)
+    assert engine.encoder.asked == queries * calls  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["sparse", "bm25"])
+def test_a_query_without_a_known_word_finds_nothing(engine: Engine, name: Any) -> None:
+    for rerank in (False, True, "prf"):
+        nothing, some = engine.search_many(["qqq zzz", HEAT], gather=name, rerank=rerank)  # type: ignore[arg-type]
+        assert (len(nothing), nothing.rerank_error) == (0, "")
+        assert len(some) == 10
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_many_queries_give_what_each_gives_alone(engine: Engine, name: Any) -> None:
+    queries = [HEAT, "qqq", FLUTTER]
+    together = engine.search_many(queries, gather=name, rerank=False)
+    for query, hits in zip(queries, together, strict=True):
+        alone = engine.search(query, gather=name, rerank=False)
+        assert [(h.id, h.score) for h in hits] == [(h.id, h.score) for h in alone]
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("rerank", ["prf", "listwise", "tokens"])
+def test_a_rerank_behind_any_first_stage_only_reorders_and_counts_its_calls(
+    engine: Engine, name: Any, rerank: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Words, "blend", lambda self: (1.0, 1.0), raising=False)
+    first = engine.search(HEAT, 20, gather=name, rerank=False)
+    engine.encoder.asked.clear()  # type: ignore[attr-defined]
+    hits = engine.search(HEAT, 20, gather=name, rerank=rerank, depth=20)
+    assert not hits.rerank_error
+    assert sorted(ids(hits)) == sorted(ids(first))
+    assert {hit.id: (hit.first_rank, hit.first_score) for hit in hits} == {
+        hit.id: (hit.rank, hit.score) for hit in first
+    }
+    read = len(engine.encoder.asked)  # type: ignore[attr-defined]
+    # A prompt of texts needs no vector of the query.
+    assert read == int(rerank != "listwise" or name not in ("sparse", "bm25"))
+    assert hits.model_calls == read + (rerank == "listwise")
+
+
+FOUR = Hybrid(depth=4)
+
+
+@pytest.mark.parametrize("name", ["sparse", "bm25", "multivector", FOUR])
+def test_what_feedback_finds_has_the_lowest_first_stage_score(engine: Engine, name: Any) -> None:
+    options: dict[str, Any] = {"gather": name, "depth": 4, "feedback_rounds": 1}
+    hits = engine.search(FLUTTER, 30, **options | {"depth": 30}, rerank="prf")
+    assert len(hits) == 30
+    hits = engine.search(FLUTTER, 4, **options, rerank="prf", fuse=0.9)
+    first = engine.search(FLUTTER, 4, gather=name, rerank=False)
+    more = [hit for hit in hits if hit.first_rank is None]
+    assert more
+    assert {hit.first_score for hit in more} == {first[-1].score}
+
+
+def test_the_usual_hybrid_is_of_dense_and_sparse_by_standardised_scores(engine: Engine) -> None:
+    assert_hybrid(engine, "hybrid", ("dense", "sparse"))
+
+
+def test_the_usual_hybrid_without_sparse_vectors_is_of_dense_and_bm25(engine: Engine) -> None:
+    assert_hybrid(Engine(Words(sparse=""), engine.store), "hybrid", ("dense", "bm25"))
+
+
+@pytest.mark.parametrize("method", ["rrf", "zscore"])
+@pytest.mark.parametrize("weights", [None, (0.3, 2.0, 1.0)])
+def test_a_hybrid_of_ones_own_is_fused_as_it_says(
+    engine: Engine, method: Any, weights: Any
+) -> None:
+    parts: Any = ("bm25", "dense", "multivector")
+    hybrid = Hybrid(parts, method=method, k=7, weights=weights)
+    assert_hybrid(engine, hybrid, parts, method, 7, weights)
+    # Two parts need the query's vectors, and share them.
+    assert engine.search(HEAT, gather=hybrid, rerank=False).model_calls == 1
+
+
+def assert_hybrid(
+    engine: Engine,
+    gather: Any,
+    parts: Sequence[Any],
+    method: str = "zscore",
+    k: int = 60,
+    weights: Sequence[float] | None = None,
+) -> None:
+    """A hybrid search of ten is its parts' first hundred, fused, however few are asked for."""
+    found = [engine.search(HEAT, 100, gather=part, rerank=False) for part in parts]
+    rows = [np.array([engine.store.row_of(hit.id) for hit in hits]) for hits in found]
+    if method == "rrf":
+        scores, order = reciprocal_ranks(rows, k, weights)
+    else:
+        own = [np.array([hit.score for hit in hits]) for hits in found]
+        scores, order = standard_scores(list(zip(own, rows, strict=True)), weights)
+    engine.encoder.asked.clear()  # type: ignore[attr-defined]
+    hits = engine.search(HEAT, 10, gather=gather, rerank=False)
+    assert [engine.store.row_of(hit.id) for hit in hits] == order[:10].tolist()
+    np.testing.assert_allclose([hit.score for hit in hits], scores[:10], rtol=1e-5, atol=1e-6)
+    assert engine.encoder.asked == [HEAT]  # type: ignore[attr-defined]
+
+
+class Backwards:
+    """A first stage of one's own: the last rows first."""
+
+    def __init__(self, store: Store) -> None:
+        self.rows = store.rows[::-1]
+
+    def gather(self, queries: Sequence[str], k: int) -> Gathered:
+        rows = np.tile(self.rows[:k], (len(queries), 1))
+        return Gathered(np.tile(-np.arange(rows.shape[1], dtype=np.float32), (len(rows), 1)), rows)
+
+
+def test_an_object_can_be_the_first_stage_or_a_part_of_a_hybrid(engine: Engine) -> None:
+    own = Backwards(engine.store)
+    every = [each.id for each in engine.store]
+    assert ids(engine.search(HEAT, 5, gather=own, rerank=False)) == every[::-1][:5]
+    hits = engine.search(HEAT, gather=Hybrid((own, "sparse"), weights=(1.0, 0.0)), rerank=False)
+    assert ids(hits) == every[::-1][:10]
+
+
+def test_a_first_stage_of_ones_own_is_not_filtered_behind_its_back(engine: Engine) -> None:
+    own = Backwards(engine.store)
+    for gather in (own, Hybrid(("dense", own))):
+        with pytest.raises(ValueError, match="where is given, and a gatherer of one's own"):
+            engine.search(HEAT, gather=gather, where="year = 0")
+
+
+@pytest.mark.parametrize(
+    ("scores", "rows", "says"),
+    [
+        ([[1.0, 2.0]], [[1, 2]], "a list that is not sorted"),
+        ([[2.0, 1.0]], [[1, 1]], "gave a row twice"),
+        ([[np.nan, 1.0]], [[1, 2]], "a score that is not finite"),
+        ([[2.0, 1.0]], [[1]], r"gave scores of shape \(1, 2\) and rows of shape \(1, 1\)"),
+        ([[1.0], [1.0]], [[1], [2]], r"for 1 queries; expected \(1, m\) of both"),
+    ],
+)
+def test_what_is_no_answer_of_a_first_stage_is_refused(
+    engine: Engine, scores: Any, rows: Any, says: str
+) -> None:
+    class Wrong:
+        def gather(self, queries: Sequence[str], k: int) -> Gathered:
+            return Gathered(np.array(scores, dtype=np.float32), np.array(rows))
+
+    with pytest.raises(ValueError, match=says):
+        engine.search(HEAT, gather=Wrong(), rerank=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"method": "borda"}, "method is 'borda'; expected 'rrf' or 'zscore'"),
+        ({"k": 0}, "the k of reciprocal rank fusion is 0"),
+        ({"depth": 0}, "the depth of a hybrid is 0; it must be at least 1"),
+        ({"parts": ("dense",)}, "a hybrid has at least two"),
+        ({"parts": "dense"}, "a hybrid has at least two"),
+        ({"parts": ("dense", "hybrid")}, "'hybrid' is no part of a hybrid; expected 'dense'"),
+        ({"parts": ("dense", 3)}, "3 is no part of a hybrid"),
+        ({"weights": (1.0,)}, "expected one weight for each of 2 lists"),
+        ({"weights": (0.0, 0.0)}, "not all 0"),
+    ],
+)
+def test_a_hybrid_that_makes_no_sense_is_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Hybrid(**settings)
+
+
+@pytest.mark.parametrize("gather", ["bm42", None, 3])
+def test_what_is_no_first_stage_is_refused(engine: Engine, gather: Any) -> None:
+    with pytest.raises(ValueError, match="expected 'dense', 'sparse', 'multivector', 'bm25', 'hyb"):
+        engine.search(HEAT, gather=gather)
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "name", "says"),
+    [
+        ({}, {"sparse": ""}, "sparse", "holds no sparse vectors, and words gives them"),
+        ({}, {"sparse": "x"}, "sparse", "are of another model than words: x, expected terms"),
+        ({"sparse": ""}, {}, "sparse", "words gives no sparse vectors; gather by"),
+        ({}, {"tokens": ""}, "multivector", "holds no such"),
+        ({}, {"tokens": "x"}, "multivector", "holds token vectors of another head"),
+        ({"tokens": ""}, {}, "multivector", "words gives no token vectors; gather by"),
+    ],
+)
+def test_a_first_stage_that_lacks_its_vectors_is_refused_at_the_call(
+    documents: list[Document],
+    tmp_path: Path,
+    asked: dict[str, str],
+    held: dict[str, str],
+    name: Any,
+    says: str,
+) -> None:
+    with Engine.build(documents[:3], tmp_path / "index", Words(**held)) as built:
+        engine = Engine(Words(**asked), built.store)
+        with pytest.raises(ValueError, match=says):
+            engine.search(HEAT, gather=name)
+        # The rest can be searched as ever.
+        assert len(engine.search(HEAT, gather="hybrid", rerank=False)) == 3
+
+
+def test_a_given_list_is_the_list_of_one_query() -> None:
+    given = GivenList(np.array([3, 1]), np.array([2.0, 1.0]))
+    assert given.gather(["one"], 1).rows.tolist() == [[3]]
+    with pytest.raises(ValueError, match="a given list is for one query, got 2"):
+        given.gather(["one", "two"], 1)
+
+
+def test_a_filter_leaves_the_counts_of_words_as_they_are(engine: Engine) -> None:
+    every = {h.id: h.score for h in engine.search(HEAT, 50, gather="bm25", rerank=False)}
+    some = engine.search(HEAT, 50, gather="bm25", rerank=False, where="year = 0")
+    assert {hit.id: hit.score for hit in some}.items() <= every.items()
+    assert 5 < len(some) < len(every)

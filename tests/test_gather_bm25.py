@@ -1,0 +1,173 @@
+"""BM25 against its formula in loops, and how long its index lives."""
+
+import builtins
+import logging
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import Stemmer
+from bm25s.stopwords import STOPWORDS_EN
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from e2rank import Document, Engine, MissingExtra
+from e2rank.gather.bm25 import Bm25
+
+WORDS = ["wing", "wings", "winged", "heat", "Heating", "the", "of", "flow", "x", "2nd", "a_b"]
+TEXTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join), max_size=8)
+
+
+def stems(text: str) -> list[str]:
+    """The words of a text as BM25 counts them."""
+    words = [word.strip(".,") for word in text.lower().split()]
+    kept = [word for word in words if len(word) > 1 and word not in STOPWORDS_EN]
+    return Stemmer.Stemmer("english").stemWords(kept)
+
+
+def by_formula(texts: list[str], query: str) -> list[float]:
+    """Lucene's variant, k1 = 1.5, b = 0.75."""
+    every = [stems(text) for text in texts]
+    average = sum(map(len, every)) / max(len(every), 1)
+    scores = []
+    for words in every:
+        score = 0.0
+        for word in stems(query):
+            holding = sum(word in other for other in every)
+            if word in words:
+                idf = math.log(1 + (len(every) - holding + 0.5) / (holding + 0.5))
+                length = 1.5 * (1 - 0.75 + 0.75 * len(words) / average)
+                score += idf * words.count(word) / (words.count(word) + length)
+        scores.append(score)
+    return scores
+
+
+@settings(max_examples=60)
+@given(TEXTS, st.lists(st.sampled_from([*WORDS, "zebra"]), max_size=5).map(" ".join))
+def test_scores_are_the_formula(texts: list[str], query: str) -> None:
+    found = Bm25(texts).scores([query, ""])
+    assert (found.shape, found.dtype) == ((2, len(texts)), np.float32)
+    np.testing.assert_allclose(found[0], by_formula(texts, query), rtol=1e-5, atol=1e-6)
+    assert not found[1].any()
+
+
+@pytest.fixture
+def engine(documents: list[Document], tmp_path: Path) -> Iterator[Engine]:
+    """Thirty abstracts, one of them twice, and an empty document."""
+    twin = Document("twin", documents[2].text, documents[2].title)
+    with Engine.build(
+        [*documents[:30], twin, Document("empty", "")], tmp_path / "i", "hashing"
+    ) as e:
+        yield e
+
+
+def search(
+    engine: Engine, query: str = "heat of the wings", k: int = 50
+) -> list[tuple[str, float]]:
+    """Ids and scores by BM25 alone."""
+    hits = engine.search(query, k, gather="bm25", rerank=False)
+    return [(hit.id, hit.score) for hit in hits]
+
+
+def expected(engine: Engine, query: str) -> list[tuple[str, float]]:
+    """Those with a score, best first, equals in row order."""
+    documents = list(engine.store)
+    scores = Bm25(each.body for each in documents).scores([query])[0].tolist()
+    order = sorted(range(len(documents)), key=lambda row: (-scores[row], row))
+    return [(documents[row].id, scores[row]) for row in order if scores[row] > 0]
+
+
+def test_hits_are_titles_and_texts_with_a_score_equals_in_row_order(engine: Engine) -> None:
+    found = search(engine)
+    assert found == expected(engine, "heat of the wings")
+    assert "empty" not in dict(found)
+    assert search(engine, k=3) == found[:3]
+    twins = [place for place, (name, _) in enumerate(found) if name in ("3", "twin")]
+    assert not twins or (twins == [twins[0], twins[0] + 1] and found[twins[0]][0] == "3")
+    title = engine.store.documents([4])[0].title
+    assert "5" in dict(search(engine, title))
+
+
+def test_a_change_is_searched_after_its_commit_and_counted_anew(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    def built() -> int:
+        return sum("took" in record.getMessage() for record in caplog.records)
+
+    caplog.set_level(logging.INFO, "e2rank")
+    before = search(engine)
+    search(engine, "flow")
+    assert built() == 1
+    assert "BM25 over 32 documents took" in caplog.text
+    engine.delete([before[0][0]])
+    engine.add([{"id": "new", "text": "heat heat wings"}])
+    after = search(engine)
+    assert after == expected(engine, "heat of the wings")
+    assert after[0][0] == "new"
+    assert before[0][0] not in dict(after)
+    assert built() == 2
+    with Engine.open(engine.store.folder) as other:
+        other.delete(["new"])
+    assert search(engine) == after
+    engine.refresh()
+    assert "new" not in dict(search(engine))
+    assert built() == 3
+
+
+def test_threads_that_search_at_once_wait_for_one_index(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "e2rank")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: search(engine), range(8)))
+    assert found == [expected(engine, "heat of the wings")] * 8
+    assert len(caplog.records) == 1
+
+
+def test_the_index_of_words_stays_in_memory(engine: Engine) -> None:
+    def files() -> list[tuple[Path, int]]:
+        every = engine.store.folder.rglob("*")
+        return sorted((path, path.stat().st_mtime_ns) for path in every)
+
+    before = files()
+    assert search(engine)
+    assert files() == before
+
+
+def test_documents_of_no_word_are_searched_without_a_hit(tmp_path: Path) -> None:
+    texts = [Document("1", "of the"), Document("2", ""), Document("3", "...")]
+    with Engine.build(texts, tmp_path / "index", "hashing") as engine:
+        assert search(engine, "heat of the wings") == []
+        engine.delete(["1", "2", "3"])
+        assert search(engine, "heat of the wings") == []
+
+
+def test_nothing_is_printed_and_no_message_of_another_package_logged(
+    engine: Engine, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    search(engine)
+    search(engine, "of the")
+    assert {record.name for record in caplog.records} == {"e2rank"}
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger("bm25s").level == logging.WARNING
+
+
+@pytest.mark.parametrize("missing", ["bm25s", "Stemmer"])
+def test_without_the_packages_it_says_what_to_install(
+    engine: Engine, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == missing:
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtra, match=rf"{missing} is not installed.*'e2rank\[bm25\]'"):
+        search(engine)
