@@ -4,7 +4,7 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import safetensors
 import safetensors.torch
@@ -67,10 +67,9 @@ class Adapter:
 
     @property
     def sparse_fingerprint(self) -> str:
-        """Hash of the weights that make sparse vectors of documents."""
-        return weights_digest(
-            {name: each for name, each in self._under(SPARSE).items() if name != "log_query"}
-        )
+        """Hash of what makes sparse vectors of documents: weights, and how many terms are kept."""
+        weights = {name: each for name, each in self._under(SPARSE).items() if name != "log_query"}
+        return weights_digest(weights, str(self.contract.sparse_terms))
 
     @property
     def fingerprint(self) -> str:
@@ -129,14 +128,8 @@ class Adapter:
                     "the adapter has a token head, and its contract's token_dim is 0"
                 )
             return None
-        config: Any = tower.model.config
-        most = config.num_hidden_layers + 1
-        if self.contract.token_layers > most:
-            raise AdapterError(
-                f"the adapter's token head reads {self.contract.token_layers} layers, the model "
-                f"has {most}"
-            )
-        head = TokenHead.under(self.contract, config.hidden_size)
+        self._check_layers(tower, "token")
+        head = TokenHead.under(self.contract, _hidden(tower))
         _fill(head, given, "token head")
         return head.to(tower.device).eval()
 
@@ -153,13 +146,14 @@ class Adapter:
                     "the adapter has a sparse head, and its contract's sparse_dim is 0"
                 )
             return None
-        words, config = word_embeddings(tower), cast(Any, tower.model.config)
+        self._check_layers(tower, "sparse")
+        words = word_embeddings(tower)
         if len(words) != self.contract.sparse_dim:
             raise AdapterError(
                 f"the adapter's sparse_dim is {self.contract.sparse_dim}, the model has "
                 f"{len(words)} terms"
             )
-        head = SparseHead(words, self.contract.token_layers * config.hidden_size)
+        head = SparseHead(words, self.contract.token_layers * _hidden(tower))
         _fill(head, given, "sparse head")
         return head.to(tower.device).eval()
 
@@ -264,12 +258,25 @@ class Adapter:
                 raise AdapterError(f"{folder} holds weights of no known part: {name!r}")
         return adapter
 
+    def _check_layers(self, tower: Tower, head: str) -> None:
+        config: Any = tower.model.config
+        asked, most = self.contract.token_layers, config.num_hidden_layers + 1
+        if asked > most:
+            raise AdapterError(
+                f"the adapter's {head} head reads {asked} layers, the model has {most}"
+            )
+
     def _under(self, prefix: str) -> dict[str, torch.Tensor]:
         return {
             name.removeprefix(prefix): each
             for name, each in self.weights.items()
             if name.startswith(prefix)
         }
+
+
+def _hidden(tower: Tower) -> int:
+    config: Any = tower.model.config
+    return int(config.hidden_size)
 
 
 def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], what: str) -> None:

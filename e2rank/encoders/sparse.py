@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from e2rank.encoders.tokens import Tokens
+from e2rank.errors import EncodingError
 
 WINDOW = 8
 """Tokens whose states are averaged before they vote for other terms than their own."""
@@ -64,20 +65,23 @@ class SparseHead(torch.nn.Module):
             texts: whose they are.
             special: ids that are no terms.
             most: terms that a text keeps, those of largest weight.
+        Raises:
+            EncodingError: for a NaN or an infinity.
         """
         device = self.bias.device
-        kept = [
-            torch.tensor([i for i, id_ in enumerate(each.ids) if id_ not in special], device=device)
-            for each in texts
-        ]
+        kept = [[i for i, id_ in enumerate(each.ids) if id_ not in special] for each in texts]
         ids = [
-            torch.tensor([id_ for id_ in each.ids if id_ not in special], device=device)
-            for each in texts
+            # The type is said: that of an empty list would be float.
+            torch.tensor([each.ids[i] for i in own], dtype=torch.long, device=device)
+            for each, own in zip(texts, kept, strict=True)
         ]
-        shown = [rows.float()[place.long()] for rows, place in zip(states, kept, strict=True)]
+        shown = [rows.float()[own] for rows, own in zip(states, kept, strict=True)]
         votes = self.votes(shown, ids)
         votes[:, list(special)] = 0.0
         best, terms = votes.topk(min(most, votes.shape[1]), dim=1)
+        # The largest are enough: a NaN counts as larger than any number.
+        if not best.isfinite().all():
+            raise EncodingError("the sparse head gave a NaN or an infinity; check its weights")
         rows = zip(best.log1p().cpu().numpy(), terms.cpu().numpy(), strict=True)
         return [_sorted(term[weight > 0], weight[weight > 0]) for weight, term in rows]
 

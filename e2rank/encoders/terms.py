@@ -18,9 +18,10 @@ def sparse_queries(words: Wording, texts: Sequence[str], table: np.ndarray) -> S
 
     Source: inference-free learned sparse retrieval, arXiv 2411.04403.
     """
-    rows = []
+    rows, special = [], words.special()
     for ids in words.terms(texts):
-        terms = np.unique(np.array(ids, dtype=np.int32))
+        # A text can spell a special token, and a word that is not known becomes one.
+        terms = np.array(sorted(set(ids) - special), dtype=np.int32)
         weights = table[terms]
         rows.append((terms[weights > 0], weights[weights > 0]))
     return SparseVectors.of(rows)

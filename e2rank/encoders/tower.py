@@ -84,7 +84,7 @@ class Tower(torch.nn.Module):
 
     def _inputs(self, texts: Sequence[Tokens]) -> dict[str, torch.Tensor]:
         config: Any = self.model.config
-        offset = _first_position(config)
+        offset = first_position(config)
         arrays = {
             "input_ids": pad([each.ids for each in texts], config.pad_token_id or 0, self.side),
             "attention_mask": pad([[1] * len(each.ids) for each in texts], 0, self.side),
@@ -135,7 +135,7 @@ class Tower(torch.nn.Module):
         return (hidden.float() * counted).sum(1).to(hidden.dtype) / counted.sum(1)
 
 
-def _first_position(config: Any) -> int:
+def first_position(config: Any) -> int:
     """RoBERTa and its kin count positions from the one after the padding token's."""
     family = ("roberta", "xlm-roberta", "mpnet", "camembert")
     return config.pad_token_id + 1 if config.model_type in family else 0

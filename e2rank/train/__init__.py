@@ -1,4 +1,4 @@
-"""Training: listwise prompts, token and sparse heads, and adapters of an index to its own corpus."""
+"""Training: listwise prompts, token and sparse heads, adapters of an index to its own corpus."""
 
 from e2rank.train.adapt import Adapted, adapt
 from e2rank.train.config import TrainConfig

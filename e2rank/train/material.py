@@ -78,4 +78,5 @@ def _answer(example: Example) -> tuple[str, str]:
 
 
 def _terms(words: Wording, queries: Sequence[str]) -> list[list[int]]:
-    return [sorted(set(ids)) for ids in words.terms(queries)]
+    special = words.special()
+    return [sorted(set(ids) - special) for ids in words.terms(queries)]

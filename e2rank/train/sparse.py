@@ -14,7 +14,6 @@ from e2rank.encoders.adapter import SPARSE, Adapter
 from e2rank.encoders.presets import load_encoder
 from e2rank.encoders.soft import word_embeddings
 from e2rank.encoders.sparse import SparseHead
-from e2rank.encoders.torch import TorchEncoder
 from e2rank.errors import CorpusError
 from e2rank.train.examples import read_lists
 from e2rank.train.losses import soft_kl
@@ -118,7 +117,9 @@ def train_sparse(config: SparseConfig, *, progress: Callable[[int], None] | None
         raise CorpusError(f"{', '.join(config.data)}: there is no example to learn from")
     pairs = [read_lists((name,), config.corpora) for name in config.pairs]
     material = read_material(base, lists, pairs)
-    head = fit(SparseHead(word_embeddings(base.tower), _width(base)), material, config, progress)
+    torch.manual_seed(config.seed)
+    head = SparseHead(word_embeddings(base.tower).cpu(), material.states[0].shape[1])
+    fit(head, material, config, progress)
     old = base.adapter
     adapter = Adapter(
         base=base.fingerprint,
@@ -140,8 +141,7 @@ def fit(
     config: SparseConfig,
     progress: Callable[[int], None] | None = None,
 ) -> SparseHead:
-    """The head, trained."""
-    torch.manual_seed(config.seed)
+    """The head, trained where the material is: on the CPU."""
     head.log_query.data.copy_(log_idf(material.ids, len(head.bias)))
     scale = torch.nn.Parameter(torch.tensor(3.0).log())
     slow = [head.log_query, head.bias, head.gain, *head.own.parameters(), scale]
@@ -248,11 +248,6 @@ class _Drawn:
         least = min(_COMMON_ROWS, self._terms // 2)
         count = min(self._config.columns, self._terms - least)
         return lists, pairs, self._random.sample(range(least, self._terms), count)
-
-
-def _width(encoder: TorchEncoder) -> int:
-    config: Any = encoder.tower.model.config
-    return encoder.contract.token_layers * config.hidden_size
 
 
 def _kept(adapter: Adapter | None) -> dict[str, torch.Tensor]:
