@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from e2rank.contract import Contract
 from e2rank.encoders import Encoder
 from e2rank.encoders.hashing import HashingEncoder
+from e2rank.encoders.onnx.bundle import is_bundle
 from e2rank.errors import AdapterError, MissingExtra
 
 if TYPE_CHECKING:
@@ -66,8 +67,10 @@ def load_encoder(encoder: str | Path | Encoder, *, device: str | None = None) ->
 
     Args:
         encoder: a preset (`minilm`, `minilm-base`, `bge-small`, `e2rank-0.6b`, `e2rank-4b`,
-            `e2rank-8b`, `hashing`), the folder of an adapter or a model that training wrote, a
-            sentence-transformers name or folder, or an encoder, given back as it is.
+            `e2rank-8b`, `hashing`); the folder of an adapter or a model that training wrote, or of
+            an ONNX bundle; a sentence-transformers name or folder; or several joined by `+`, which
+            give the dense, the sparse and the token vectors: "minilm+splade-tiny",
+            "minilm++colbert-small". An encoder is given back as it is.
         device: a torch device; None takes the GPU when there is one.
     Raises:
         ValueError: if the name is neither a preset, a folder, nor a model that can be fetched.
@@ -78,6 +81,14 @@ def load_encoder(encoder: str | Path | Encoder, *, device: str | None = None) ->
     name = str(encoder)
     if match := re.fullmatch(r"hashing(?:-(\d+))?", name):
         return HashingEncoder(int(match[1] or 256))
+    if is_bundle(Path(name)):
+        from e2rank.encoders.onnx import OnnxEncoder
+
+        return OnnxEncoder(name)
+    if "+" in name and not Path(name).exists():
+        from e2rank.encoders.joined import load_combined
+
+        return load_combined(name, device=device)
     if find_spec("torch") is None or find_spec("transformers") is None:
         raise MissingExtra("torch", extra="torch")
     if name not in PRESETS and (Path(name) / "adapter.json").is_file():

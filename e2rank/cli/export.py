@@ -1,0 +1,50 @@
+"""The command that exports an encoder for production."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from e2rank.cli import options
+from e2rank.cli.commands import app
+from e2rank.cli.output import print_json
+from e2rank.encoders.presets import load_encoder
+from e2rank.index.manifest import Manifest
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(help="An encoder, as `e2rank index` takes it, or an index made by it.")
+    ],
+    out: Annotated[Path, typer.Option(help="A new or empty folder for the bundle.")],
+    precision: Annotated[str, typer.Option(help="fp32; int8 for CPUs; fp16 for GPUs.")] = "fp32",
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="Compare on the lines of this file, not on made-up texts."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Export an encoder to ONNX, if the export gives the vectors that the encoder gives."""
+    from e2rank.encoders.onnx import export_onnx
+
+    given = texts.read_text(encoding="utf-8").splitlines() if texts else None
+    # Its type, and the precision, are checked there.
+    encoder: Any = load_encoder(_encoder_of(model), device="cpu")
+    kind: Any = precision
+    report = export_onnx(encoder, out, precision=kind, texts=given)
+    if json:
+        print_json({"bundle": str(out)} | report)
+        return
+    typer.echo(
+        f"{out}: {encoder.name} in {precision}; of {report['texts']} texts the least cosine to "
+        f"its vectors is {report['documents']['cosine']:.6f}"
+    )
+
+
+def _encoder_of(model: str) -> str:
+    """The encoder that made an index, with the adapter it was given; any other name as it is."""
+    if not (Path(model) / "manifest.json").is_file():
+        return model
+    manifest = Manifest.load(Path(model))
+    return str(Path(model) / manifest.adapter) if manifest.adapter else manifest.encoder.name

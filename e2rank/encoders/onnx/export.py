@@ -1,0 +1,177 @@
+"""From an encoder on PyTorch to a bundle that is refused unless it agrees."""
+
+import importlib.metadata
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import onnx
+
+from e2rank.encoders.onnx import gate
+from e2rank.encoders.onnx.bundle import (
+    CONTRACT,
+    PARITY,
+    TOKENIZER,
+    Bundle,
+    in_place_when_whole,
+    save_json,
+)
+from e2rank.encoders.onnx.graph import OPSET, Parts, graph_of
+from e2rank.encoders.onnx.quantise import to_float16, to_int8
+from e2rank.encoders.onnx.runtime import OnnxEncoder
+from e2rank.encoders.onnx.samples import sample_texts
+from e2rank.encoders.onnx.unpadded import without_mask_where_unpadded
+from e2rank.encoders.torch import TorchEncoder
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+_log = logging.getLogger("e2rank")
+
+_PACKAGES = ("e2rank", "torch", "transformers", "onnx", "onnxruntime")
+
+# Protocol buffers end at 2 GB: above this the weights lie in a file of their own.
+_INSIDE = 1_500_000_000
+
+
+def export_onnx(
+    encoder: TorchEncoder,
+    folder: str | Path,
+    *,
+    precision: Precision = "fp32",
+    texts: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Write an encoder as a bundle: graphs, tokenizer, contract and parity report.
+
+    The graphs hold the whole path from token ids to unit vectors, with the adapter's weights
+    merged in. They are compared with the encoder before the folder is there.
+
+    Args:
+        encoder: on the CPU.
+        folder: new or empty.
+        precision: "fp32"; "int8" for CPUs; "fp16" for GPUs.
+        texts: to compare on; several hundred made-up ones of all lengths unless given.
+    Returns:
+        The parity report.
+    Raises:
+        ExportRefused: if the export gives other vectors than the encoder.
+        FileExistsError: if the folder is not empty.
+        ValueError: for an unknown precision, or an encoder that cannot be exported.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision is {precision!r}; expected fp32, fp16 or int8")
+    if not isinstance(encoder, TorchEncoder):
+        raise ValueError(
+            f"{type(encoder).__name__} is no encoder on PyTorch; only those are exported"
+        )
+    if encoder.device.type != "cpu":
+        raise ValueError("the encoder is on a GPU, in bfloat16; load it with device='cpu'")
+    if encoder.contract.sparse_dim:
+        raise ValueError(f"{encoder.name} has a sparse head, which cannot be exported yet")
+    given = list(texts) if texts is not None else sample_texts()
+    if len(given) < 2:
+        raise ValueError(f"an export is compared on texts; expected at least 2, got {len(given)}")
+    with in_place_when_whole(Path(folder)) as side:
+        bundle = _write(encoder, side, precision)
+        bundle.save(side)
+        bounds = gate.BOUNDS[precision]
+        report = gate.compare(encoder, OnnxEncoder(side), given, bounds)
+        save_json(side, PARITY, report)
+        (side / "README.md").write_text(_card(bundle, report), encoding="utf-8")
+        bundle.save(side)
+    return report
+
+
+def _write(encoder: TorchEncoder, side: Path, precision: Precision) -> Bundle:
+    parts = Parts.of(encoder)
+    documents = queries = "model.onnx"
+    _save_graph(graph_of(parts.documents, parts), side / documents, precision)
+    if parts.asking is not parts.documents:
+        queries = "query.onnx"
+        _save_graph(graph_of(parts.asking, parts), side / queries, precision)
+    (side / TOKENIZER).write_text(encoder.words.identity(), encoding="utf-8")
+    save_json(side, CONTRACT, encoder.contract.to_dict())
+    return Bundle(
+        name=encoder.name,
+        precision=precision,
+        fingerprint=encoder.fingerprint,
+        token_fingerprint=encoder.token_fingerprint,
+        sparse_fingerprint=encoder.sparse_fingerprint,
+        adapter_fingerprint=encoder.adapter_fingerprint,
+        blend=encoder.blend() if encoder.contract.token_dim else (),
+        padding=encoder.tower.side,
+        documents=documents,
+        queries=queries,
+        opset=OPSET,
+        versions={each: importlib.metadata.version(each) for each in _PACKAGES},
+    )
+
+
+def _save_graph(model: onnx.ModelProto, path: Path, precision: Precision) -> None:
+    if precision == "fp16":
+        model = to_float16(model)
+    elif precision == "int8":
+        model = to_int8(model)
+    _forget_source(model)
+    if precision != "fp16":
+        model = without_mask_where_unpadded(model)
+    size = sum(_bytes(each) for each in model.graph.initializer)
+    onnx.save_model(
+        model,
+        path,
+        save_as_external_data=size > _INSIDE,
+        all_tensors_to_one_file=True,
+        location=f"{path.name}.data",
+    )
+    if not path.is_file():
+        raise OSError(f"{path} was not written")
+
+
+def _forget_source(model: onnx.ModelProto) -> None:
+    """Drop the exporter's notes, which hold paths of this machine and lines of source."""
+    graph = model.graph
+    values = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    for each in (model, graph, *graph.node, *values):
+        del each.metadata_props[:]
+        each.doc_string = ""
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    each = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    count = 1
+    for length in tensor.dims:
+        count *= length
+    return count * each
+
+
+def _card(bundle: Bundle, report: dict[str, Any]) -> str:
+    """What the folder says of itself to a reader."""
+    lines = [
+        f"# {bundle.name}, {bundle.precision}",
+        "",
+        "An encoder exported by e2rank to ONNX: token ids in, unit vectors out, with pooling and",
+        "normalisation in the graph. It runs on onnxruntime, without PyTorch:",
+        "",
+        "```python",
+        "from e2rank import Engine",
+        "from e2rank.encoders.onnx import OnnxEncoder",
+        "",
+        'engine = Engine.open("my-index", encoder=OnnxEncoder("this-folder"))',
+        "```",
+        "",
+        f"Opset {bundle.opset}; fingerprint `{bundle.fingerprint}`, that of the encoder",
+        "on PyTorch: indexes made by either open with both. Compared with it before this folder",
+        f"was written, on {report['texts']} texts:",
+        "",
+        "| | least cosine | largest difference | alone or in a batch |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {name.replace('_', ' ')} | {report[name]['cosine']:.6f} | "
+        f"{report[name]['difference']:.1e} | {report[name]['alone']:.1e} |"
+        for name in ("documents", "queries", "prompts", "vector_prompts")
+        if name in report
+    ]
+    kept = f"{report['top10']:.1%}"
+    lines += ["", f"Of each query's ten nearest documents {kept} are the same.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,207 @@
+"""Two encoders compared: an export that gives other vectors than its model is refused."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from e2rank.encoders import Encoder, Encoding
+
+PROBES = (
+    "What is a boundary layer?",
+    "lift",
+    "A plate of glass; ein Flügel, 翼 und 🪽 in the air.",
+)
+
+_ALONE = 40
+"""Texts read alone and among longer ones, besides in one call."""
+
+_SHOWN = 5
+"""Documents in a prompt of texts."""
+
+
+class ExportRefused(ValueError):
+    """An export whose vectors are not those of its model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What an export must keep.
+
+    Args:
+        cosine: least cosine of a text's two vectors.
+        tokens: most that the token vectors of a text differ, as a share of their length.
+        alone: most that a component differs between a text alone and the same text in a batch.
+        top10: least mean share of each query's ten nearest documents that stay.
+    """
+
+    cosine: float
+    tokens: float
+    alone: float
+    top10: float
+
+
+BOUNDS = {
+    "fp32": Bounds(cosine=1 - 1e-5, tokens=1e-3, alone=1e-5, top10=0.99),
+    "fp16": Bounds(cosine=1 - 1e-3, tokens=0.05, alone=2e-3, top10=0.95),
+    "int8": Bounds(cosine=0.96, tokens=0.3, alone=1e-5, top10=0.8),
+}
+"""For each precision; int8 is then measured on judged queries, in benchmarks/."""
+
+
+def compare(
+    model: Encoder, export: Encoder, texts: Sequence[str], bounds: Bounds
+) -> dict[str, Any]:
+    """How far an export is from its model, over queries, documents and prompts of all lengths.
+
+    Args:
+        model: the encoder that was exported.
+        export: the same, exported.
+        texts: any number; read whole as documents, their beginnings as queries.
+        bounds: what it must keep.
+    Returns:
+        The parity report, JSON-able.
+    Raises:
+        ExportRefused: naming what is out of bounds, and the text it is worst for.
+    """
+    if model.fingerprint != export.fingerprint:
+        raise ExportRefused("the export has another fingerprint than its model: export it again")
+    queries = [text[: 20 + 13 * (place % 12)] for place, text in enumerate(texts)]
+    kinds = {
+        "documents": _Kind(list(texts), lambda each, some: each.encode_documents(some)),
+        "queries": _Kind(queries, lambda each, some: each.encode_queries(some)),
+    } | _prompts(model, queries, texts)
+    report: dict[str, Any] = {"texts": len(texts), "bounds": dataclasses.asdict(bounds)}
+    read = {}
+    for name, kind in kinds.items():
+        read[name], report[name] = _compared(name, kind, model, export, bounds)
+    report["top10"] = _top10(read["queries"], read["documents"])
+    if report["top10"] < bounds.top10:
+        raise ExportRefused(
+            f"the export keeps {report['top10']:.3f} of the ten nearest documents of a query, "
+            f"expected {bounds.top10}; nothing was written"
+        )
+    known = model.encode_documents(PROBES).vectors
+    report["probes"] = [
+        {"text": text, "vector": [round(float(x), 7) for x in vector]}
+        for text, vector in zip(PROBES, known, strict=True)
+    ]
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Inputs of one kind, and how an encoder reads some of them; `texts` is for messages."""
+
+    texts: list[Any]
+    encode: Callable[[Any, list[Any]], Encoding]
+
+
+def _prompts(model: Encoder, queries: list[str], texts: Sequence[str]) -> dict[str, _Kind]:
+    lists = [
+        (query, tuple(texts[(place + step) % len(texts)] for step in range(place % (_SHOWN + 1))))
+        for place, query in enumerate(queries)
+    ]
+    kinds = {"prompts": _Kind(lists, _encode_prompts)}
+    try:
+        model.encode_prompts(["a"], [["b"]])
+    except ValueError:
+        # A tokenizer without a separator: there are no such prompts to compare.
+        kinds = {}
+    if model.contract.prompt == "vectors":
+        shown = model.encode_documents(texts).vectors
+        asked = model.encode_queries(queries).vectors
+        most = model.contract.prompt_tokens - model.contract.query_tokens
+        sizes = [min(1 + place % 30, len(texts), max(most, 1)) for place in range(len(queries))]
+        rows = [
+            (query, vector, shown[np.arange(place, place + size) % len(shown)])
+            for place, (query, vector, size) in enumerate(zip(queries, asked, sizes, strict=True))
+        ]
+        kinds["vector_prompts"] = _Kind(rows, _encode_vector_prompts)
+    return kinds
+
+
+def _encode_prompts(encoder: Encoder, some: list[Any]) -> Encoding:
+    return encoder.encode_prompts([each[0] for each in some], [each[1] for each in some])
+
+
+def _encode_vector_prompts(encoder: Any, some: list[Any]) -> Encoding:
+    queries, asked, shown = zip(*some, strict=True)
+    return cast(Encoding, encoder.encode_vector_prompts(queries, np.stack(asked), shown))
+
+
+def _compared(
+    name: str, kind: _Kind, model: Encoder, export: Encoder, bounds: Bounds
+) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, float]]:
+    known, found = kind.encode(model, kind.texts), kind.encode(export, kind.texts)
+    cosines = (known.vectors * found.vectors).sum(1) / np.linalg.norm(found.vectors, axis=1)
+    lengths = np.abs(np.linalg.norm(found.vectors, axis=1) - 1)
+    values = {
+        "cosine": float(cosines.min()),
+        "mean_cosine": float(cosines.mean()),
+        "difference": float(np.abs(known.vectors - found.vectors).max()),
+    }
+    _refuse(name, kind, int(cosines.argmin()), "cosine", values["cosine"], bounds.cosine)
+    if lengths.max() > 1e-4:
+        raise ExportRefused(f"the export's vectors of {name} are not of unit length")
+    if known.token_vectors:
+        far = _token_differences(known, found)
+        values["tokens"] = float(far.max())
+        _refuse(name, kind, int(far.argmax()), "tokens", values["tokens"], bounds.tokens)
+    apart = _alone(kind, export, found)
+    values["alone"] = float(apart.max(initial=0.0))
+    _refuse(name, kind, int(apart.argmax()), "alone", values["alone"], bounds.alone)
+    return (known.vectors, found.vectors), values
+
+
+def _token_differences(known: Encoding, found: Encoding) -> np.ndarray:
+    pairs = list(zip(known.token_vectors, found.token_vectors, strict=True))
+    if any(one.shape != other.shape for one, other in pairs):
+        raise ExportRefused("the export gives another number of token vectors than its model")
+    return np.array(
+        [np.linalg.norm(one - other) / np.linalg.norm(one) for one, other in pairs],
+        dtype=np.float64,
+    )
+
+
+def _alone(kind: _Kind, export: Encoder, found: Encoding) -> np.ndarray:
+    """For some texts, how far their vectors alone, and among the longest, are from those above."""
+    count = len(kind.texts)
+    by_size = sorted(range(count), key=lambda place: len(str(kind.texts[place])))
+    longest = by_size[-3:]
+    apart = np.zeros(count)
+    for place in by_size[:: max(1, count // _ALONE)]:
+        for company in ([], longest):
+            some = [kind.texts[each] for each in (place, *company)]
+            vector = kind.encode(export, some).vectors[0]
+            away = float(np.abs(vector - found.vectors[place]).max())
+            apart[place] = max(apart[place], away)
+    return apart
+
+
+def _top10(
+    queries: tuple[np.ndarray, np.ndarray], documents: tuple[np.ndarray, np.ndarray]
+) -> float:
+    size = min(10, len(documents[0]))
+    nearest = [
+        np.argsort(-(asked @ rows.T), axis=1)[:, :size]
+        for asked, rows in zip(queries, documents, strict=True)
+    ]
+    shared = [len(set(one) & set(other)) for one, other in zip(*nearest, strict=True)]
+    return float(np.mean(shared)) / size
+
+
+def _refuse(name: str, kind: _Kind, place: int, what: str, value: float, bound: float) -> None:
+    """Refuse a value that is out of bounds; of a cosine the small ones, else the large."""
+    kept = value >= bound if what == "cosine" else value <= bound
+    if kept:
+        return
+    words = {
+        "cosine": "has a cosine of {} to the model's, expected at least {}",
+        "tokens": "has token vectors {} away from the model's, expected at most {}",
+        "alone": "is {} away from its vector in a batch, expected at most {}",
+    }[what].format(f"{value:.6g}", bound)
+    text = " ".join(str(kind.texts[place]).split())[:80]
+    raise ExportRefused(f"the export is refused: of {name} number {place} {words}; it is {text!r}")

@@ -1,0 +1,177 @@
+"""Smaller graphs: int8 with a scale for every token, and float16."""
+
+import ast
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+_BODY = "model"
+"""The module of a graph whose weights are quantised: the transformer, and none of its heads."""
+
+_LEAST = 1024
+"""Weights that a matrix must have to be worth it."""
+
+_MICROSOFT = "com.microsoft"
+
+# GELU gives at least -0.17: from there to the largest it has all but 16 of the 256 steps above 0.
+_LOW, _LEAST_GELU = 16, 0.17
+
+
+def to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` itself, its linear layers now multiplying int8.
+
+    Weights have a scale for every output column. Activations are quantised as they come, with a
+    scale for every token. So what a text gives never depends on the texts beside it, as it does
+    where a whole batch shares a scale. Word embeddings are int8 with a scale a row. Biases,
+    attention, normalisation and heads stay float32; GELU is approximated by a tanh, which is off
+    by less than a step.
+    """
+    _Int8(model).rewrite()
+    return model
+
+
+def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` itself, its transformer now in float16, pooling and heads in float32."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    heads = [node.name for node in model.graph.node if not in_body(node)]
+    made: onnx.ModelProto = convert_float_to_float16(
+        model, keep_io_types=True, disable_shape_infer=True, node_block_list=heads
+    )
+    _drop_detours(made)
+    return made
+
+
+def _drop_detours(model: onnx.ModelProto) -> None:
+    """Let what is made and wanted in float32 not go by way of float16."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        before = makers.get(node.input[0]) if node.op_type == "Cast" else None
+        if before is None or before.op_type != "Cast":
+            continue
+        if (_target(node), _target(before)) == (TensorProto.FLOAT, TensorProto.FLOAT16):
+            node.input[0] = before.input[0]
+
+
+def _target(node: onnx.NodeProto) -> int:
+    return next(int(each.i) for each in node.attribute if each.name == "to")
+
+
+def in_body(node: onnx.NodeProto) -> bool:
+    """Whether the exporter wrote a node for the transformer itself."""
+    for each in node.metadata_props:
+        if each.key == "pkg.torch.onnx.name_scopes":
+            scopes = ast.literal_eval(each.value)
+            return any(scope == _BODY or scope.startswith(f"{_BODY}.") for scope in scopes)
+    return False
+
+
+class _Int8:
+    """Nodes of a graph, each replaced by nodes of integers where it multiplies by a matrix."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._graph = model.graph
+        self._weights = {each.name: each for each in model.graph.initializer}
+        self._nodes: list[onnx.NodeProto] = []
+        self._added: dict[str, TensorProto] = {}
+        self._rows: dict[str, tuple[str, str, str]] = {}
+        self._gelus = {node.output[0] for node in self._graph.node if node.op_type == "Gelu"}
+
+    def rewrite(self) -> None:
+        self._constant("int8.last", np.array([-1], dtype=np.int64))
+        self._constant("int8.flat", np.array([-1], dtype=np.int64))
+        self._constant("int8.tiny", np.array(1e-12, dtype=np.float32))
+        self._constant("int8.most", np.array(1 / 127, dtype=np.float32))
+        self._constant("int8.one", np.array(1, dtype=np.float32))
+        self._constant("int8.zero", np.array(128, dtype=np.uint8))
+        self._constant("int8.low", np.array(_LOW, dtype=np.uint8))
+        self._constant("int8.above", np.array(1 / (255 - _LOW), dtype=np.float32))
+        self._constant("int8.gelu", np.array(_LEAST_GELU / _LOW, dtype=np.float32))
+        for node in self._graph.node:
+            if node.op_type == "MatMul" and self._is_matrix(node, 1):
+                self._multiply(node)
+            elif node.op_type == "Gather" and self._is_matrix(node, 0):
+                self._look_up(node)
+            elif node.op_type == "Gelu":
+                self._add("FastGelu", list(node.input), node.output[0], domain=_MICROSOFT)
+            else:
+                self._nodes.append(node)
+        del self._graph.node[:]
+        self._graph.node.extend(self._nodes)
+        used = {name for node in self._nodes for name in node.input}
+        kept = [each for each in self._graph.initializer if each.name in used]
+        del self._graph.initializer[:]
+        self._graph.initializer.extend([*kept, *self._added.values()])
+
+    def _is_matrix(self, node: onnx.NodeProto, place: int) -> bool:
+        weight = self._weights.get(node.input[place])
+        if weight is None or len(weight.dims) != 2 or np.prod(weight.dims) < _LEAST:
+            return False
+        return weight.data_type == TensorProto.FLOAT and in_body(node)
+
+    def _multiply(self, node: onnx.NodeProto) -> None:
+        given, weight, out = node.input[0], node.input[1], node.output[0]
+        quantised, step, zero = self._quantised(given, self._weights[weight].dims[0])
+        self._quantise(weight, axis=0)
+        names = [quantised, f"{weight}.int8", "int8.one", f"{weight}.step", zero]
+        self._add("MatMulIntegerToFloat", names, f"{out}.steps", domain=_MICROSOFT)
+        self._add("Mul", [f"{out}.steps", step], out)
+
+    def _quantised(self, given: str, width: int) -> tuple[str, str, str]:
+        """Names of the (..., width) uint8 of a tensor, of each row's (..., 1) step, of its zero."""
+        if given not in self._rows:
+            gelu, rows = given in self._gelus, f"{given}.rows"
+            self._step(given, gelu)
+            self._constant(f"{given}.width", np.array([-1, width], dtype=np.int64))
+            self._add("Reshape", [f"{given}.step", "int8.flat"], f"{given}.steps")
+            self._add("Shape", [f"{given}.steps"], f"{given}.count")
+            zero = helper.make_tensor("value", TensorProto.UINT8, [1], [_LOW if gelu else 128])
+            self._add("ConstantOfShape", [f"{given}.count"], f"{given}.zeros", value=zero)
+            self._add("Reshape", [given, f"{given}.width"], rows)
+            names = [rows, f"{given}.steps", f"{given}.zeros"]
+            self._add("QuantizeLinear", names, f"{given}.flat", axis=0)
+            self._add("Shape", [given], f"{given}.shape")
+            self._add("Reshape", [f"{given}.flat", f"{given}.shape"], f"{given}.uint8")
+            zero_name = "int8.low" if gelu else "int8.zero"
+            self._rows[given] = (f"{given}.uint8", f"{given}.step", zero_name)
+        return self._rows[given]
+
+    def _step(self, given: str, gelu: bool) -> None:
+        """What one step of each row of a tensor stands for."""
+        most, steps = f"{given}.most", f"{given}.raw"
+        if gelu:
+            self._add("ReduceMax", [given, "int8.last"], most, keepdims=1)
+            self._add("Mul", [most, "int8.above"], steps)
+            self._add("Max", [steps, "int8.gelu"], f"{given}.step")
+            return
+        self._add("Abs", [given], f"{given}.abs")
+        self._add("ReduceMax", [f"{given}.abs", "int8.last"], most, keepdims=1)
+        self._add("Mul", [most, "int8.most"], steps)
+        self._add("Max", [steps, "int8.tiny"], f"{given}.step")
+
+    def _look_up(self, node: onnx.NodeProto) -> None:
+        weight, ids, out = node.input[0], node.input[1], node.output[0]
+        self._quantise(weight, axis=1)
+        self._add("Gather", [f"{weight}.int8", ids], f"{out}.int8")
+        self._add("Cast", [f"{out}.int8"], f"{out}.float", to=TensorProto.FLOAT)
+        self._add("Gather", [f"{weight}.step", ids], f"{out}.step")
+        self._add("Mul", [f"{out}.float", f"{out}.step"], out)
+
+    def _quantise(self, weight: str, axis: int) -> None:
+        """A matrix as int8, and its steps: one a column for axis 0, one a row for axis 1."""
+        if f"{weight}.int8" in self._added:
+            return
+        values = numpy_helper.to_array(self._weights[weight])
+        most = np.abs(values).max(axis=axis, keepdims=True)
+        step = np.maximum(most / 127, 1e-12).astype(np.float32)
+        self._constant(f"{weight}.int8", np.rint(values / step).astype(np.int8))
+        self._constant(f"{weight}.step", step[0] if axis == 0 else step)
+
+    def _add(self, kind: str, inputs: list[str], output: str, **fields: Any) -> None:
+        name = f"int8.{output}"
+        self._nodes.append(helper.make_node(kind, inputs, [output], name=name, **fields))
+
+    def _constant(self, name: str, value: np.ndarray) -> None:
+        self._added[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)

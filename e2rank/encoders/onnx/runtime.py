@@ -1,0 +1,221 @@
+"""An exported encoder on onnxruntime: numpy, tokenizers and no torch."""
+
+import json
+import logging
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from e2rank.contract import Contract
+from e2rank.encoders import Encoding, Want, check_wanted
+from e2rank.encoders.batching import with_progress
+from e2rank.encoders.onnx.bundle import PARITY, TOKENIZER, Bundle, BundleError, load_contract
+from e2rank.encoders.onnx.sessions import CPU, Graph, Soft
+from e2rank.encoders.tokens import Tokens, Wording
+from e2rank.errors import EncodingError
+
+_log = logging.getLogger("e2rank")
+
+# Batches whose results are put in their places at a time.
+_ROUND = 64
+
+
+class OnnxEncoder:
+    """A bundle behind the methods of `TorchEncoder`, with the fingerprint of what was exported.
+
+    On a CPU a batch holds texts of one length and so no padding, and batches run beside each
+    other, a thread each: a text's vectors are the same alone and in any company.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, provider: str = CPU, threads: int | None = None
+    ) -> None:
+        """Open a bundle.
+
+        Args:
+            folder: what `export_onnx` wrote; every file is compared with its hash.
+            provider: onnxruntime's name of what runs the graphs; never another in its stead.
+            threads: threads of a CPU; None takes one for each core this process may use.
+        Raises:
+            BundleError: if the bundle is damaged, or gives other vectors on this machine than
+                those it was exported with.
+            ValueError: if onnxruntime here does not have the provider.
+            MissingExtra: if onnxruntime is not installed.
+        """
+        self._folder = Path(folder)
+        self.bundle = Bundle.load(self._folder)
+        self.contract: Contract = load_contract(self._folder)
+        # The whole path, so that an index made here opens elsewhere on this machine.
+        self.name = str(self._folder.resolve())
+        self.precision = self.bundle.precision
+        self.fingerprint = self.bundle.fingerprint
+        self.token_fingerprint = self.bundle.token_fingerprint
+        self.sparse_fingerprint = self.bundle.sparse_fingerprint
+        self.adapter_fingerprint = self.bundle.adapter_fingerprint
+        self.words = Wording(Tokenizer.from_file(str(self._folder / TOKENIZER)), self.contract)
+        padding = self.bundle.padding
+        graphs = {
+            name: Graph(self._folder / name, provider=provider, threads=threads, padding=padding)
+            for name in {self.bundle.documents, self.bundle.queries}
+        }
+        self._documents, self._queries = graphs[self.bundle.documents], graphs[self.bundle.queries]
+        self._check_probes()
+        _log.info("%s: %s in %s", self.name, self.bundle.name, self.precision)
+
+    def blend(self) -> tuple[float, float]:
+        """What MaxSim and cosine are multiplied with in a late-interaction score.
+
+        Raises:
+            ValueError: if the encoder gives no token vectors.
+        """
+        check_wanted(self, ["tokens"])
+        maxsim, cosine = self.bundle.blend
+        return maxsim, cosine
+
+    def encode_queries(self, texts: Sequence[str]) -> Encoding:
+        """(n, dim) float32 unit vectors of queries, with token vectors where it gives them.
+
+        Raises:
+            EncodingError: if the model gives a NaN or an infinity.
+        """
+        names = ["queries" if "queries" in self._queries.gives else "vectors"]
+        names += ["query_tokens"] if self.contract.token_dim else []
+        return self._encode(self._queries, self.words.queries(texts), names, "encoding queries")
+
+    def encode_documents(
+        self, texts: Sequence[str], want: Collection[Want] | None = None
+    ) -> Encoding:
+        """(n, dim) float32 unit vectors of documents and, from the same pass, the rest it gives.
+
+        Args:
+            texts: n documents.
+            want: which of "dense", "sparse" and "tokens" to make; None for all that the encoder
+                gives. The dense vectors always come, as the others are made on their way.
+        Raises:
+            ValueError: if the encoder does not give what is wanted.
+            EncodingError: if the model gives a NaN or an infinity.
+        """
+        check_wanted(self, want)
+        tokens = self.contract.token_dim and (want is None or "tokens" in want)
+        names = ["vectors", *(["document_tokens"] if tokens else [])]
+        words = self.words.documents(texts)
+        return self._encode(self._documents, words, names, "encoding documents")
+
+    def encode_prompts(
+        self, queries: Sequence[str], documents: Sequence[Sequence[str]]
+    ) -> Encoding:
+        """(n, dim) float32 unit vectors of listwise prompts, one a query, in one space with both.
+
+        Raises:
+            ValueError: if a prompt cannot hold its query and a token of every document.
+            EncodingError: if the model gives a NaN or an infinity.
+        """
+        prompts = self.words.prompts(queries, documents)
+        return self._encode(self._queries, prompts, ["vectors"], "encoding prompts")
+
+    def encode_vector_prompts(
+        self, queries: Sequence[str], asked: np.ndarray, vectors: Sequence[np.ndarray]
+    ) -> Encoding:
+        """(n, dim) float32 unit vectors of prompts that show vectors of documents, one a query.
+
+        Args:
+            queries: n texts.
+            asked: (n, dim) float32, what `encode_queries` gives for them.
+            vectors: for each query, (m, dim) float32 stored vectors of the documents to show.
+        Raises:
+            ValueError: if the encoder was not trained for it, a query has no vector or one of
+                another length, or a prompt cannot hold its query and its soft tokens.
+            EncodingError: if the model gives a NaN or an infinity.
+        """
+        if self.contract.prompt != "vectors":
+            raise ValueError(
+                f"{self.name} was not trained to read prompts of vectors; use prompt='text', or "
+                "an adapter that was"
+            )
+        shapes = {each.shape[1:] for each in (asked, *vectors)}
+        if shapes != {(self.contract.dim,)} or len(asked) != len(queries):
+            raise ValueError(
+                f"{len(queries)} queries came with {len(asked)} vectors, and rows of "
+                f"{sorted(shapes)}; expected a vector a query, and rows of {self.contract.dim}"
+            )
+        words = self.words.vector_prompts(queries, [len(each) for each in vectors])
+        soft = Soft(asked, vectors)
+        return self._encode(self._queries, words, ["prompts"], "encoding prompts", soft)
+
+    def _encode(
+        self,
+        graph: Graph,
+        texts: Sequence[Tokens],
+        names: Sequence[str],
+        what: str,
+        soft: Soft | None = None,
+    ) -> Encoding:
+        """Vectors of the first name, and token vectors of the second if there is one."""
+        vectors = np.zeros((len(texts), self.contract.dim), dtype=np.float32)
+        tokens = [np.zeros((0, 0), dtype=np.float32)] * len(texts) if len(names) > 1 else []
+        groups = graph.groups(texts)
+        rounds = [groups[start : start + _ROUND] for start in range(0, len(groups), _ROUND)]
+        for some in with_progress(rounds, what):
+            shown = [_chosen(soft, group) for group in some]
+            read = graph.run(names, [[texts[place] for place in group] for group in some], shown)
+            for group, arrays in zip(some, read, strict=True):
+                vectors[group] = arrays[0]
+                if tokens:
+                    self._place(tokens, arrays[1], texts, group)
+        bad = ~np.isfinite(vectors).all(axis=1)
+        if bad.any():
+            raise EncodingError(
+                f"{self.name} gave a NaN or an infinity for text {int(bad.argmax())}; export it "
+                "again, in fp32"
+            )
+        return Encoding(
+            vectors=vectors,
+            tokens=sum(len(each.ids) for each in texts),
+            truncated=tuple(place for place, each in enumerate(texts) if each.cut),
+            token_vectors=tuple(tokens),
+        )
+
+    def _place(
+        self,
+        tokens: list[np.ndarray],
+        rows: np.ndarray,
+        texts: Sequence[Tokens],
+        group: Sequence[int],
+    ) -> None:
+        """Each text's own rows of a batch: the pooled span, without padding."""
+        for row, place in zip(rows, group, strict=True):
+            length, pooled = len(texts[place].ids), texts[place].pooled
+            start = len(row) - length if self.bundle.padding == "left" else 0
+            # A copy, so that a batch's padding is not held in memory.
+            tokens[place] = row[start : start + pooled].copy()
+
+    def _check_probes(self) -> None:
+        """Compare a few texts with the vectors they had where the bundle was made.
+
+        Raises:
+            BundleError: if they differ: some processors multiply int8 with another rounding.
+        """
+        path = self._folder / PARITY
+        if not path.is_file():
+            return
+        report = json.loads(path.read_text(encoding="utf-8"))
+        probes = report["probes"]
+        if not probes:
+            return
+        found = self.encode_documents([each["text"] for each in probes], want=["dense"]).vectors
+        known = np.array([each["vector"] for each in probes], dtype=np.float32)
+        if (worst := float((found * known).sum(1).min())) < report["bounds"]["cosine"]:
+            raise BundleError(
+                f"{self._folder} gives other vectors here than where it was exported: cosine "
+                f"{worst:.6f}, expected at least {report['bounds']['cosine']}; export it on this "
+                "machine, or in fp32"
+            )
+
+
+def _chosen(soft: Soft | None, group: Sequence[int]) -> Soft | None:
+    """The vectors of one batch."""
+    if soft is None:
+        return None
+    return Soft(soft.asked[list(group)], [soft.shown[place] for place in group])
