@@ -41,20 +41,20 @@ def prepared(count: int) -> tuple[np.ndarray, np.ndarray]:
     """
     passages, queries = FOLDER / f"passages-{count}.npy", FOLDER / "queries.npy"
     if not passages.is_file():
-        documents = list(_documents())
+        documents = list(every_document())
         texts = sorted({each for document in documents for each in document})
         number = {text: at for at, text in enumerate(texts)}
         numbers = [[number[each] for each in document] for document in documents]
-        runs = _runs(numbers, LONGEST)
+        runs = runs_of(numbers, LONGEST)
         if count > len(runs):
-            runs = _runs(numbers, LONGEST + 1)
+            runs = runs_of(numbers, LONGEST + 1)
         if count > len(runs):
             raise ValueError(f"--n is {count}; the collections hold {len(runs):,} passages")
-        asked = sorted({text for name in NAMES for text in _asked(name)})
+        asked = sorted({text for name in NAMES for text in questions_of(name)})
         encoder = _Static(texts)
         FOLDER.mkdir(parents=True, exist_ok=True)
-        np.save(queries, unit(encoder.sums(_chosen(asked, QUERIES))))
-        _write(passages, encoder.sums(texts), _chosen(runs, count))
+        np.save(queries, unit(encoder.sums(chosen(asked, QUERIES))))
+        _write(passages, encoder.sums(texts), chosen(runs, count))
     return np.load(passages, mmap_mode="r"), np.load(queries)
 
 
@@ -91,7 +91,7 @@ class _Static:
                 yield np.array(each.ids, dtype=np.int32)
 
 
-def _documents() -> Iterator[list[str]]:
+def every_document() -> Iterator[list[str]]:
     """Sentences of each document of all collections, without the very short."""
     for name in NAMES:
         for document in read_corpus(collection(name)):
@@ -99,12 +99,12 @@ def _documents() -> Iterator[list[str]]:
             yield [each for each in sentences if len(each) >= SHORTEST]
 
 
-def _asked(name: str) -> Iterator[str]:
+def questions_of(name: str) -> Iterator[str]:
     for _, record in read_records(find_file(collection(name), "queries.jsonl")):
         yield record["text"]
 
 
-def _runs(documents: Sequence[Sequence[int]], longest: int) -> list[tuple[int, ...]]:
+def runs_of(documents: Sequence[Sequence[int]], longest: int) -> list[tuple[int, ...]]:
     """Every distinct run of up to so many neighbouring sentences."""
     found = {
         tuple(document[start : start + length])
@@ -115,7 +115,7 @@ def _runs(documents: Sequence[Sequence[int]], longest: int) -> list[tuple[int, .
     return sorted(found)
 
 
-def _chosen(items: Sequence[T], count: int) -> list[T]:
+def chosen(items: Sequence[T], count: int) -> list[T]:
     """So many of them, in a random order that is always the same."""
     return [items[at] for at in np.random.default_rng(0).permutation(len(items))[:count]]
 
