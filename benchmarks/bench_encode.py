@@ -1,8 +1,10 @@
 """What encoding costs, by every way to run MiniLM: texts, one query, a cold start, memory.
 
 Every candidate reads the same abstracts at their natural lengths, a part at a time, in turns and in
-another order each round, so that a busy machine is busy for all. Read the ratios. Bundles are those
-of bench_onnx, exported here if they are not there yet.
+another order each round, so that a busy machine is busy for all. Read the ratios. Searches with
+the int8 bundle take turns with PyTorch's encode of the same query in the same way. Bundles are
+those of bench_onnx, exported here if they are not there yet. What was measured is kept in
+.work/bench-encode: a run cut short continues; remove it to measure changed code.
 
     python benchmarks/bench_encode.py [--texts 600]
 """
@@ -10,7 +12,6 @@ of bench_onnx, exported here if they are not there yet.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -22,11 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import ROOT, WORK, collection, rows, save
+from harness import ROOT, WORK, collection, index_of, rows, save
+from stages import stage
 
 from e2rank.evaluate import load_beir
 
 BUNDLES = WORK / "bundles"
+DONE = WORK / "bench-encode"
+# What `make prompts` trains.
+VECTORS = WORK / "minilm-vectors"
 COLLECTION = "scifact"
 PART = 100
 ASKED = 100
@@ -92,17 +97,22 @@ WAYS: dict[str, Callable[[], Encode]] = {
 
 
 def ensure_bundles() -> None:
-    """Export what is missing, in a process of its own: its memory is not to count here."""
+    """Export what is missing."""
+    for precision in ("fp32", "int8"):
+        ensure_bundle("minilm", precision, BUNDLES / f"minilm-{precision}")
+
+
+def ensure_bundle(encoder: str, precision: str, folder: Path) -> None:
+    """Export one, in a process of its own: its memory is not to count here."""
     code = (
         "from pathlib import Path; from e2rank.encoders.onnx import export_onnx; "
         "from e2rank.encoders.presets import load_encoder; import sys; "
-        "export_onnx(load_encoder('minilm', device='cpu'), Path(sys.argv[1]), "
-        "precision=sys.argv[2])"
+        "export_onnx(load_encoder(sys.argv[1], device='cpu'), Path(sys.argv[2]), "
+        "precision=sys.argv[3])"
     )
-    for precision in ("fp32", "int8"):
-        folder = BUNDLES / f"minilm-{precision}"
-        if not (folder / "bundle.json").is_file():
-            subprocess.run([sys.executable, "-c", code, folder, precision], check=True)
+    if not (folder / "bundle.json").is_file():
+        words: list[str | Path] = [sys.executable, "-c", code, encoder, folder, precision]
+        subprocess.run(words, check=True)
 
 
 def throughput(ways: dict[str, Encode], texts: Sequence[str]) -> dict[str, list[float]]:
@@ -131,6 +141,54 @@ def latency(ways: dict[str, Encode], queries: Sequence[str]) -> dict[str, list[f
     return taken
 
 
+def searching(queries: Sequence[str]) -> dict[str, Any]:
+    """Milliseconds of a search with the int8 bundle, reranking 100, beside PyTorch's encode."""
+    from e2rank import Engine
+    from e2rank.encoders.onnx import OnnxEncoder
+    from e2rank.encoders.presets import load_encoder
+
+    index, model = index_of(COLLECTION), load_encoder("minilm", device="cpu")
+    bundle = OnnxEncoder(BUNDLES / "minilm-int8")
+    engine = Engine.open(index, encoder=bundle)
+    calls: dict[str, Encode] = {
+        "torch, query encode alone": lambda texts: model.encode_queries(texts),
+        "int8, query encode alone": lambda texts: bundle.encode_queries(texts),
+        "int8, search without rerank": lambda texts: engine.search(texts[0], rerank=False),
+        "int8, sparse search": lambda texts: engine.search(texts[0], rerank=False, gather="sparse"),
+        "int8, rerank by tokens": lambda texts: engine.search(texts[0], rerank=True),
+        "int8, prompt of texts": lambda texts: engine.search(
+            texts[0], rerank="listwise", prompt="text"
+        ),
+    }
+    if (VECTORS / "adapter.json").is_file():
+        folder = BUNDLES / "minilm-vectors-int8"
+        ensure_bundle(str(VECTORS), "int8", folder)
+        prompted = Engine.open(index, encoder=OnnxEncoder(folder))
+        calls["int8, prompt of vectors"] = lambda texts: prompted.search(
+            texts[0], rerank="listwise", prompt="vectors"
+        )
+    else:
+        print("skipped prompts of vectors: run `make prompts` first")
+    for call in calls.values():
+        call([queries[0]])
+    taken = latency(calls, queries)
+    alone = taken["torch, query encode alone"]
+    return {
+        "documents": len(engine),
+        "queries": len(queries),
+        "candidates": 100,
+        "ways": [
+            {
+                "way": name,
+                "p50_ms": float(np.median(each)),
+                "p95_ms": float(np.percentile(each, 95)),
+                "to_torch_encode": float(np.median(np.divide(each, alone))),
+            }
+            for name, each in taken.items()
+        ],
+    }
+
+
 def cold(name: str) -> dict[str, float]:
     """In a process of its own: seconds to the first vector, and the most memory, in megabytes."""
     done = subprocess.run(
@@ -153,8 +211,16 @@ def first_vector(name: str, texts: Sequence[str]) -> dict[str, float]:
     encode(list(texts))
     return {
         "cold_start_s": seconds,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_rss_mb": peak_mb(),
     }
+
+
+def peak_mb() -> float:
+    """Most memory that this process has had; getrusage would count that of the one it left too."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("/proc/self/status has no VmHWM; run this on Linux")
 
 
 def installed_mb(packages: Sequence[str]) -> float:
@@ -194,9 +260,22 @@ def main() -> None:
         print(json.dumps(first_vector(given.cold, texts[:PART])))
         return
     ensure_bundles()
+    queries = list(judged.queries.values())[:ASKED]
+    fields = stage(DONE / f"encode-{given.texts}.json", lambda: encoding(texts, queries))
+    table(fields["ways"])
+    search = stage(DONE / "search.json", lambda: searching(queries))
+    table(search["ways"])
+    print(fields["installed_mb"], fields["bundle_mb"])
+    if given.texts >= 600:
+        what = "encoding with MiniLM on CPU: each way beside the others"
+        save("encode", what, fields | {"search": search})
+
+
+def encoding(texts: list[str], queries: list[str]) -> dict[str, Any]:
+    """What every way takes for documents, for a query, to start, and in memory."""
     ways, missing = started()
     seconds = throughput(ways, texts)
-    alone = latency(ways, list(judged.queries.values())[:ASKED])
+    alone = latency(ways, queries)
     reference = "sentence-transformers"
     found = [
         {
@@ -209,13 +288,7 @@ def main() -> None:
         | cold(name)
         for name in ways
     ]
-    head = list(found[0])
-    cells = [
-        [f"{each[name]:.2f}" if isinstance(each[name], float) else str(each[name]) for name in head]
-        for each in found
-    ]
-    rows([head, *cells])
-    fields = {
+    return {
         "collection": COLLECTION,
         "texts": len(texts),
         "threads": len(os.sched_getaffinity(0)),
@@ -227,9 +300,16 @@ def main() -> None:
             for each in sorted(BUNDLES.glob("minilm-*"))
         },
     }
-    print(fields["installed_mb"], fields["bundle_mb"])
-    if given.texts >= 600:
-        save("encode", "encoding with MiniLM on CPU: each way beside the others", fields)
+
+
+def table(found: list[dict[str, Any]]) -> None:
+    """Print it."""
+    head = list(found[0])
+    cells = [
+        [f"{each[name]:.2f}" if isinstance(each[name], float) else str(each[name]) for name in head]
+        for each in found
+    ]
+    rows([head, *cells])
 
 
 if __name__ == "__main__":

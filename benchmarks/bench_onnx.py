@@ -1,8 +1,8 @@
 """Exported encoders beside the models they came from: vectors, then rankings.
 
-Bundles are exported into .work/bundles the first time, and so is the index of each collection that
-the int8 bundle makes: a run cut short continues. Remove both to measure changed code. Names of
-collections as arguments leave the others out.
+Bundles are exported into .work/bundles the first time; the index that the int8 bundle makes of each
+collection, and what was measured on it, are kept in .work too: a run cut short continues. Remove
+them to measure changed code. Names of collections as arguments measure those and nothing else.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 from harness import WORK, collection, index_of, rows, save
+from stages import stage
 from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
 
 from e2rank import Engine
@@ -25,6 +26,14 @@ from e2rank.evaluate import Collection, load_beir, per_query, permutation_test
 
 COLLECTIONS = ("scifact", "nfcorpus", "trec-dl19-pool")
 BUNDLES = WORK / "bundles"
+DONE = WORK / "bench-onnx"
+
+# How each ranking is asked for.
+RANKINGS: dict[str, dict[str, Any]] = {
+    "dense": {"rerank": False},
+    "sparse": {"rerank": False, "gather": "sparse"},
+    "rerank": {"rerank": True},
+}
 
 # A decoder reads five texts a second on two cores.
 TEXTS = {"minilm": 200, "bge-small": 100, "smollm2": 30, "tiny-qwen3": 200}
@@ -92,11 +101,11 @@ def index_by(name: str, bundle: OnnxEncoder) -> Path:
 
 
 def measured(judged: Collection, folder: Path, encoder: Any) -> dict[str, dict[str, float]]:
-    """Query to nDCG@10, without a rerank and with the model's own."""
+    """Query to nDCG@10, by each of RANKINGS."""
     values = {}
     with Engine.open(folder, encoder=encoder) as engine:
-        for label, rerank in (("dense", False), ("rerank", True)):
-            hits = engine.search_many(list(judged.queries.values()), 100, rerank=rerank)
+        for label, how in RANKINGS.items():
+            hits = engine.search_many(list(judged.queries.values()), 100, **how)
             found = {
                 query: [(hit.id, hit.score) for hit in each]
                 for query, each in zip(judged.queries, hits, strict=True)
@@ -107,6 +116,11 @@ def measured(judged: Collection, folder: Path, encoder: Any) -> dict[str, dict[s
 
 def rankings(name: str) -> list[dict[str, Any]]:
     """int8 for queries alone, and for documents too, against the model, on one collection."""
+    found: list[dict[str, Any]] = stage(DONE / f"{name}.json", lambda: _rankings(name))
+    return found
+
+
+def _rankings(name: str) -> list[dict[str, Any]]:
     judged = load_beir(collection(name))
     bundle, model = OnnxEncoder(BUNDLES / "minilm-int8"), load_encoder("minilm", device="cpu")
     theirs = index_of(name)
@@ -147,9 +161,11 @@ def independence() -> dict[str, float]:
 
 def main() -> None:
     """Measure, print and write."""
-    chosen = [each for each in COLLECTIONS if not sys.argv[1:] or each in sys.argv[1:]]
-    vectors = [each for name in MODELS for each in parity(name)]
-    alone = independence()
+    chosen = sys.argv[1:] or COLLECTIONS
+    if not sys.argv[1:]:
+        vectors = [each for name in MODELS for each in parity(name)]
+    elif not (BUNDLES / "minilm-int8").is_dir():
+        parity("minilm")
     changes = [each for name in chosen for each in rankings(name)]
     head = ["collection", "queries", "int8", "ranking", "fp32", "change", "p_value"]
     cells = [
@@ -157,8 +173,9 @@ def main() -> None:
         for each in changes
     ]
     rows([head, *cells])
-    print(alone)
-    if chosen == list(COLLECTIONS):
+    if not sys.argv[1:]:
+        alone = independence()
+        print(alone)
         fields = {"parity": vectors, "batch_independence": alone, "ndcg": changes}
         save("onnx", "exported encoders against the models they came from", fields)
 

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _TOKENS = ("tokens", "token_factory", "token_nprobe", "token_nearest")
-_LATER = ("sparse", "sparse_cut", "sparse_heap_factor", *_TOKENS)
+LATER = ("sparse", "sparse_cut", "sparse_heap_factor", *_TOKENS)
+"""Settings of vectors that not every encoder makes; left out of what is saved at their defaults."""
+
 _CHOICES = {
     "raw": ("float32", "float16"),
     "sparse": ("exact", "seismic"),
@@ -102,7 +104,7 @@ class IndexConfig:
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in _LATER or getattr(self, field.name) != field.default
+            if field.name not in LATER or getattr(self, field.name) != field.default
         }
 
     @property

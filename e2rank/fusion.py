@@ -39,7 +39,11 @@ def reciprocal_ranks(
     return _ordered(scores, rows, first)
 
 
-def standard_scores(lists: Sequence[Found], weights: Sequence[float] | None = None) -> Found:
+def standard_scores(
+    lists: Sequence[Found],
+    weights: Sequence[float] | None = None,
+    absent: Sequence[float | None] | None = None,
+) -> Found:
     """Weighted z-scores: `score(d) = sum over lists of weight * z(d)`.
 
     z standardises a list's scores over its own members (mean 0, standard deviation 1; all 0 where
@@ -49,6 +53,9 @@ def standard_scores(lists: Sequence[Found], weights: Sequence[float] | None = No
     Args:
         lists: (n,) scores and (n,) int64 rows of each list, each row once; lengths may differ.
         weights: of the lists; all 1 if None.
+        absent: of each list, the score of all the rows that it lacks, where that is known; it is
+            then standardised as one member more, and is the floor. So the only document that a
+            list found is above those that it did not find.
     Returns:
         Scores (m,) float64, best first, and rows (m,) int64: every row of any list, once.
     Raises:
@@ -61,12 +68,13 @@ def standard_scores(lists: Sequence[Found], weights: Sequence[float] | None = No
     weighted = zip(check_weights(weights, len(lists)), lists, strict=True)
     rows, first, places = _union([each for _, each in lists])
     total, start = np.zeros(len(rows)), 0
-    for weight, (scores, own) in weighted:
+    known = absent if absent is not None else [None] * len(lists)
+    for (weight, (scores, own)), lacking in zip(weighted, known, strict=True):
         if not np.isfinite(scores).all():
             raise ValueError("a list to fuse has a score that is NaN or infinite")
-        z = standardise(scores)
+        z = standardise(scores if lacking is None else np.append(scores, lacking))
         part = np.full(len(rows), z.min() if len(z) else 0.0)
-        part[places[start : start + len(own)]] = z
+        part[places[start : start + len(own)]] = z[: len(own)]
         start += len(own)
         total += weight * part
     return _ordered(total, rows, first)

@@ -1,6 +1,7 @@
 """An encoder as an index asks it for documents."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 
@@ -9,7 +10,9 @@ from e2rank.encoders import (
     CutTexts,
     Encoder,
     Encoding,
+    Want,
     difference,
+    encode_documents,
     sparse_fingerprint,
     token_fingerprint,
 )
@@ -72,11 +75,18 @@ class Ingest:
                 ("sparse", made.sparse_dim, made.sparse != sparse_fingerprint(encoder)),
             ):
                 if holds and differs:
+                    how = (
+                        "they are of another version of its head: migrate the index, or build it "
+                        "again"
+                        if encoder.name == made.name
+                        else f"open it with {made.name!r} to add to it"
+                    )
                     raise EncoderMismatch(
-                        f"{what} holds {kind} vectors that {encoder.name!r} does not make: open it "
-                        f"with {made.name!r} to add to it"
+                        f"{what} holds {kind} vectors that {encoder.name!r} does not make: {how}"
                     )
         info = made or info_of(encoder)
+        given = {"dense": 1, "tokens": info.token_dim, "sparse": info.sparse_dim}
+        self._want: list[Want] = [kind for kind in get_args(Want) if given[kind]]
         self.batches = BatchEncoder(
             info,
             self._vectors,
@@ -90,7 +100,7 @@ class Ingest:
         self._cut.report()
 
     def _vectors(self, texts: Sequence[str]) -> np.ndarray:
-        self._last = self._cut.counted(self._encoder.encode_documents(texts))
+        self._last = self._cut.counted(encode_documents(self._encoder, texts, self._want))
         return self._last.vectors
 
     def _tokens(self) -> Sequence[np.ndarray]:

@@ -1,14 +1,16 @@
 """Moving an index to another encoder, while the old one goes on serving."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from e2rank.config import IndexConfig
+from e2rank.config import LATER, IndexConfig
 from e2rank.documents import Document
 from e2rank.encoders import Encoder
+from e2rank.encoders.presets import load_encoder
 from e2rank.engine import Engine
 from e2rank.index import Store
 
@@ -53,8 +55,9 @@ def migrate(
     with Store.open(Path(old)) as source:
         if not (Path(new) / "manifest.json").exists():
             update = True
-            how = config or source.manifest.index_config
-            Engine.build(source, new, encoder, how, resume=True, progress=progress).close()
+            loaded = load_encoder(encoder)
+            how = config or _possible(source.manifest.index_config, loaded)
+            Engine.build(source, new, loaded, how, resume=True, progress=progress).close()
     engine = Engine.open(new, encoder)
     try:
         if not update:
@@ -68,6 +71,17 @@ def migrate(
         engine.close()
         raise
     return engine
+
+
+def _possible(config: IndexConfig, encoder: Encoder) -> IndexConfig:
+    """The old index's configuration without settings of vectors that the encoder does not make."""
+    gone = [] if encoder.contract.token_dim else [name for name in LATER if "token" in name]
+    gone += [] if encoder.contract.sparse_dim else [name for name in LATER if "sparse" in name]
+    usual = IndexConfig()
+    lost = [name for name in gone if getattr(config, name) != getattr(usual, name)]
+    if lost:
+        _log.warning("%s makes no such vectors: %s is left out", encoder.name, ", ".join(lost))
+    return dataclasses.replace(config, **{name: getattr(usual, name) for name in lost})
 
 
 def _caught_up(engine: Engine, old: Path) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from e2rank.checks import check_queries as check_queries
 from e2rank.checks import check_texts
 from e2rank.documents import Candidates, TokenVectors
-from e2rank.encoders import CutTexts, Encoder, Encoding, token_fingerprint
+from e2rank.encoders import CutTexts, Encoder, Encoding, encode_documents, token_fingerprint
 from e2rank.gather import Gathered, Gatherer
 from e2rank.hits import Hits
 from e2rank.index import Store
@@ -199,7 +199,7 @@ def order_texts(
     if not documents:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
     cut = CutTexts(encoder.contract.document_tokens)
-    read = cut.counted(encoder.encode_documents(documents))
+    read = cut.counted(encode_documents(encoder, documents, ("dense", "tokens")))
     cut.report()
     asked = encoder.encode_queries([query])
     first = read.vectors @ asked.vectors[0]

@@ -7,6 +7,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class Words(HashingEncoder):
         read = HashingEncoder.encode_documents(self, texts)
         return dataclasses.replace(read, token_vectors=tuple(map(query_rows, texts)))
 
-    def encode_documents(self, texts: Sequence[str]) -> Encoding:
+    def encode_documents(self, texts: Sequence[str], want: Any = None) -> Encoding:
         read = super().encode_documents(texts)
         each = [[direction(word) for word in words_of(text)] for text in texts]
         rows = tuple(np.array(one, dtype=np.float32).reshape(-1, WIDE) for one in each)

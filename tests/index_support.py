@@ -42,7 +42,7 @@ class TokenEncoder(HashingEncoder):
         super().__init__(dim)
         self.contract = dataclasses.replace(self.contract, token_dim=4)
 
-    def encode_documents(self, texts: Sequence[str]) -> Encoding:
+    def encode_documents(self, texts: Sequence[str], want: Any = None) -> Encoding:
         plain = super().encode_documents(texts)
         rows = tuple(np.tile(np.eye(4, dtype=np.float32)[0], (len(t.split()), 1)) for t in texts)
         return dataclasses.replace(plain, token_vectors=rows)
@@ -60,7 +60,7 @@ class SparseEncoder(HashingEncoder):
             self.contract = dataclasses.replace(self.contract, sparse_dim=terms)
             self.sparse_fingerprint = f"words-{terms}"
 
-    def encode_documents(self, texts: Sequence[str]) -> Encoding:
+    def encode_documents(self, texts: Sequence[str], want: Any = None) -> Encoding:
         plain = super().encode_documents(texts)
         sparse = self.sparse_queries(texts) if self.contract.sparse_dim else None
         return dataclasses.replace(plain, sparse=sparse)

@@ -8,13 +8,15 @@ from unittest import mock
 
 import onnx
 import torch
-from encoders_support import BERT, QWEN, made, tiny_bert
+import transformers
+from encoders_support import BERT, QWEN, SMALL, made, random_model
 
 from e2rank.encoders.adapter import Adapter
 from e2rank.encoders.heads import TokenHead
-from e2rank.encoders.onnx import export, graph
+from e2rank.encoders.onnx import export, graph, sparse_graph
 from e2rank.encoders.onnx.samples import sample_texts
-from e2rank.encoders.soft import SoftPrompt
+from e2rank.encoders.soft import SoftPrompt, word_embeddings
+from e2rank.encoders.sparse import SparseHead
 from e2rank.encoders.torch import TorchEncoder
 
 TEXTS = sample_texts(36)
@@ -32,44 +34,64 @@ def state(prefix: str, module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {f"{prefix}.{name}": 0.3 * drawn(7, *each.shape) for name, each in given}
 
 
+def shallow_bert() -> torch.nn.Module:
+    """A tiny BERT of one layer: half the nodes to export, and every kind of them."""
+    config = transformers.BertConfig(**SMALL | {"num_hidden_layers": 1}, vocab_size=30522)
+    return random_model(transformers.BertModel, config)
+
+
+def shallow_qwen() -> torch.nn.Module:
+    """A tiny Qwen3 of one layer."""
+    heads: dict[str, Any] = {"num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 1}
+    config = transformers.Qwen3Config(**SMALL | heads, vocab_size=720)
+    return random_model(transformers.Qwen3Model, config)
+
+
 def adapted(seed: int = 0) -> TorchEncoder:
-    """A tiny BERT with token vectors, an updated layer, and queries pooled and moved otherwise."""
-    weights = state("tokens", TokenHead(64, 8)) | {
+    """A tiny BERT with token vectors and sparse ones, queries read, pooled and moved otherwise."""
+    base = made()
+    words = word_embeddings(base.tower)
+    heads = state("tokens", TokenHead(96, 8)) | state("sparse", SparseHead(words, 96))
+    updates = {
         f"lora.{ATTENTION}.A": drawn(seed, 2, 32),
         f"lora.{ATTENTION}.B": drawn(seed + 1, 32, 2),
         "query.weight": 0.1 * drawn(seed + 2, 32, 32),
         "query.shares": torch.zeros(1),
+        "sparse.gain": torch.tensor(0.7),
     }
-    contract = dataclasses.replace(BERT, token_dim=8, token_layers=2, rerank="tokens")
-    return _with(made(), contract, weights)
+    contract = dataclasses.replace(
+        BERT,
+        token_dim=8,
+        token_layers=3,
+        rerank="tokens",
+        sparse_dim=len(words),
+        sparse_terms=256,
+    )
+    return _with(base, contract, heads | updates)
 
 
 def soft() -> TorchEncoder:
-    """A tiny BERT that reads prompts of vectors."""
-    contract = dataclasses.replace(BERT, prompt="vectors", list_sizes=(4,))
-    return _with(made(), contract, state("soft", SoftPrompt(32, 32)))
+    """A tiny BERT that reads prompts of vectors; its first token is pooled, a layer behind it."""
+    head = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Tanh())
+    with torch.no_grad():
+        head[0].weight.copy_(drawn(5, 32, 32))
+    contract = dataclasses.replace(BERT, pooling="cls")
+    base = made(contract, model=shallow_bert(), head=head)
+    contract = dataclasses.replace(contract, prompt="vectors", list_sizes=(4,))
+    return _with(base, contract, state("soft", SoftPrompt(32, 32)))
 
 
 def soft_decoder() -> TorchEncoder:
     """A tiny Qwen3 that reads prompts of vectors, padded on the left."""
     contract = dataclasses.replace(QWEN, prompt="vectors", list_sizes=(4,))
-    return _with(made(QWEN, side="left"), contract, state("soft", SoftPrompt(32, 32)))
-
-
-def first_token() -> TorchEncoder:
-    """A tiny BERT pooled at its first token, with a dense layer behind it."""
-    head = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Tanh())
-    with torch.no_grad():
-        head[0].weight.copy_(drawn(5, 32, 32))
-    contract = dataclasses.replace(BERT, pooling="cls")
-    return made(contract, model=tiny_bert(), head=head)
+    base = made(QWEN, model=shallow_qwen(), side="left")
+    return _with(base, contract, state("soft", SoftPrompt(32, 32)))
 
 
 ENCODERS = {
     "adapted": adapted,
     "soft": soft,
     "soft_decoder": soft_decoder,
-    "first_token": first_token,
 }
 
 
@@ -94,11 +116,22 @@ def graph_of(tower: Any, parts: graph.Parts) -> onnx.ModelProto:
     return copy
 
 
+def sparse_graph_of(head: SparseHead, *given: Any) -> onnx.ModelProto:
+    """As the one it stands in for, at most once a head."""
+    key = (id(head), True)
+    if key not in _graphs:
+        _graphs[key] = (head, sparse_graph.sparse_graph_of(head, *given))
+    copy = onnx.ModelProto()
+    copy.CopyFrom(_graphs[key][1])
+    return copy
+
+
 @functools.cache
 def exported(name: str, precision: export.Precision, folder: Path) -> Path:
     """The bundle of one of ENCODERS."""
     path = folder / f"{name}-{precision}"
-    with mock.patch.object(export, "graph_of", graph_of), one_parts(name):
+    cached = mock.patch.multiple(export, graph_of=graph_of, sparse_graph_of=sparse_graph_of)
+    with cached, one_parts(name):
         export.export_onnx(encoder(name), path, precision=precision, texts=TEXTS)
     return path
 

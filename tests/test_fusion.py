@@ -111,3 +111,15 @@ def test_what_cannot_be_fused_is_refused(changes: dict[str, Any], says: str) -> 
 def test_scores_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="a score that is NaN or infinite"):
         standard_scores([(np.array([1.0, math.nan]), np.array([1, 2]))])
+
+
+def test_the_only_document_that_a_list_found_is_above_those_that_it_did_not_find() -> None:
+    dense = (np.array([0.9, 0.8, 0.7]), np.array([1, 2, 3]))
+    words = (np.array([5.0]), np.array([9]))
+    scores, rows = standard_scores([dense, words], absent=[None, 0.0])
+    found = dict(zip(rows.tolist(), scores.tolist(), strict=True))
+    z = [(score - 0.8) / np.std([0.9, 0.8, 0.7]) for score in (0.9, 0.8, 0.7)]
+    # Beside 5, one 0 stands for all the others: z is 1 and -1.
+    expected = {1: z[0] - 1, 2: z[1] - 1, 3: z[2] - 1, 9: z[2] + 1}
+    assert found == pytest.approx(expected)
+    assert found[9] > found[3]

@@ -196,7 +196,7 @@ class Given(SparseEncoder):
         super().__init__()
         self.change = change
 
-    def encode_documents(self, texts: Any) -> Encoding:
+    def encode_documents(self, texts: Any, want: Any = None) -> Encoding:
         encoding = super().encode_documents(texts)
         return dataclasses.replace(encoding, sparse=self.change(encoding.sparse))
 
@@ -744,3 +744,18 @@ def test_a_large_vocabulary_takes_a_kind_of_its_own(
         query = encoder.sparse_queries(["w5 w10"])
         assert store.search_sparse(query, 1)[1].tolist() == [[5]]
     assert calls == [1]
+
+
+def test_an_open_engine_takes_up_what_was_repaired(tmp_path: Path) -> None:
+    encoder = SparseEncoder()
+    texts = [{"id": str(n), "text": f"word{n % 7} other{n}"} for n in range(40)]
+    with Engine.build(texts, tmp_path / "index", encoder) as engine:
+        right = [hit.id for hit in engine.search("word3", gather="sparse", rerank=False)]
+        (path,) = (tmp_path / "index").glob("segments/*/postings_rows.npy")
+        whole = path.read_bytes()
+        path.write_bytes(whole[:128] + bytes(len(whole) - 128))
+        assert [hit.id for hit in engine.search("word3", gather="sparse", rerank=False)] != right
+        repair(tmp_path / "index")
+        assert engine.refresh()
+        assert [hit.id for hit in engine.search("word3", gather="sparse", rerank=False)] == right
+        engine.verify()

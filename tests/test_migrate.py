@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from index_support import TokenEncoder
 
 from e2rank import Engine, IndexConfig
 from e2rank.encoders import Encoding
@@ -85,3 +86,13 @@ def test_another_encoders_index_and_the_index_itself_are_refused(old: Path) -> N
     migrate(old, old.with_name("new"), HashingEncoder(64)).close()
     with pytest.raises(EncoderMismatch, match="is another model"):
         migrate(old, old.with_name("new"), HashingEncoder(128))
+
+
+def test_settings_of_vectors_that_the_new_encoder_lacks_are_left_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = IndexConfig(tokens="float16")
+    Engine.build(RECORDS[:3], tmp_path / "old", TokenEncoder(64), config).close()
+    with migrate(tmp_path / "old", tmp_path / "new", HashingEncoder(64)) as engine:
+        assert len(engine) == 3
+    assert "makes no such vectors: tokens is left out" in caplog.text

@@ -5,9 +5,11 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -26,7 +28,10 @@ from e2rank.encoders.onnx import BundleError, OnnxEncoder, export, gate, session
 from e2rank.encoders.onnx.bundle import Bundle
 from e2rank.encoders.onnx.gate import BOUNDS, ExportRefused
 from e2rank.encoders.onnx.graph import Parts, Whole
-from e2rank.encoders.onnx.runtime import Graph
+from e2rank.encoders.onnx.overlap import cosines, kept10, table
+from e2rank.encoders.onnx.sessions import Sessions
+from e2rank.encoders.onnx.sparse import SparseGraph
+from e2rank.encoders.onnx.transformer import Graph
 from e2rank.encoders.tokens import Tokens
 from e2rank.errors import MissingExtra
 
@@ -36,10 +41,18 @@ each_encoder = pytest.mark.parametrize("name", list(ENCODERS))
 each_int8 = pytest.mark.parametrize("name", ["adapted", "soft_decoder"])
 
 
-@pytest.fixture(scope="session")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where bundles are exported to."""
-    return tmp_path_factory.mktemp("bundles")
+    # The gate reads few texts alone: that their company makes no difference is tested here.
+    with mock.patch.object(gate, "_ALONE", 6):
+        yield tmp_path_factory.mktemp("bundles")
+
+
+def started(folder: Path) -> Graph:
+    """The graph that reads documents in a folder."""
+    path = folder / "model.onnx"
+    return Graph(Sessions(path, provider=sessions.CPU, threads=1), "right")
 
 
 def encodings(given: Any) -> dict[str, Any]:
@@ -70,6 +83,11 @@ def test_an_export_gives_what_the_model_gives(name: str, bundles: Path) -> None:
         assert len(other.token_vectors) == len(one.token_vectors)
         for mine, theirs in zip(other.token_vectors, one.token_vectors, strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5, err_msg=kind)
+        assert (other.sparse is None) == (one.sparse is None)
+        if one.sparse is not None:
+            np.testing.assert_array_equal(other.sparse.ends, one.sparse.ends)
+            np.testing.assert_array_equal(other.sparse.terms, one.sparse.terms)
+            np.testing.assert_allclose(other.sparse.weights, one.sparse.weights, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -109,6 +127,10 @@ def test_int8_vectors_depend_on_no_other_text(name: str, bundles: Path) -> None:
         for kind, one in alone.items():
             away = np.abs(one.vectors[0] - together[kind].vectors[place]).max()
             assert away < 1e-6, (kind, place)
+        if name == "adapted":
+            rows = (alone["documents"].sparse.row(0), together["documents"].sparse.row(place))
+            for mine, theirs in zip(*rows, strict=True):
+                np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
 
 
 @each_int8
@@ -149,12 +171,90 @@ def test_an_export_is_known_by_the_fingerprints_of_its_model(name: str, bundles:
             found.blend()
 
 
+def test_sparse_queries_are_looked_up_as_the_model_does(bundles: Path) -> None:
+    given, found = encoder("adapted"), OnnxEncoder(exported("adapted", "int8", bundles))
+    one, other = given.sparse_queries(TEXTS), found.sparse_queries(TEXTS)
+    for field in ("terms", "weights", "ends"):
+        np.testing.assert_array_equal(getattr(other, field), getattr(one, field))
+        assert getattr(other, field).dtype == getattr(one, field).dtype
+    with pytest.raises(ValueError, match="gives no sparse vectors"):
+        OnnxEncoder(exported("soft", "fp32", bundles)).sparse_queries(["a"])
+
+
+def test_int8_keeps_most_of_a_sparse_vector(bundles: Path) -> None:
+    terms = encoder("adapted").contract.sparse_dim
+    known = encoder("adapted").encode_documents(TEXTS).sparse
+    found = OnnxEncoder(exported("adapted", "int8", bundles)).encode_documents(TEXTS).sparse
+    assert known is not None
+    assert found is not None
+    assert cosines(table(known, terms), table(found, terms)).min() > 0.9
+
+
+def test_a_text_without_terms_has_an_empty_sparse_vector(bundles: Path) -> None:
+    given = OnnxEncoder(exported("adapted", "fp32", bundles))
+    for texts in (["", "[CLS]", "wing"], ["", "[SEP]"]):
+        found = given.encode_documents(texts).sparse
+        assert found is not None
+        assert np.diff(found.ends).tolist() == [0, 0, 256][: len(texts)]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_windows_hold_the_terms_of_a_padded_text(side: str) -> None:
+    # Token 9 is special. Windows of 4: one of 3 terms, none at all, two of 5 terms.
+    texts = [[9, 1, 2, 3, 9], [9, 9], [9, 4, 5, 9, 6, 7, 8, 9]]
+    fed: dict[str, np.ndarray] = {}
+
+    class Fake:
+        takes = MappingProxyType({"windows": ("n", "w", 4)})
+
+        def run(self, names: Any, feed: Any, *, beside: bool) -> list[np.ndarray]:
+            fed.update(feed)
+            return [np.array([[2.0, 1.0, 0.0]] * 3, np.float32), np.array([[7, 2, 5]] * 3)]
+
+    fake: Any = Fake()
+    words = [Tokens(ids, range(len(ids)), len(ids), False) for ids in texts]
+    states = np.zeros((3, 8, 1), dtype=np.float32)
+    rows = SparseGraph(fake, side, frozenset([9])).rows(words, states, beside=False)
+    read = fed["input_ids"].flatten()[fed["windows"]].tolist()
+    assert read[0] == [[1, 2, 3, 3]] * 2
+    assert read[2] == [[4, 5, 6, 7], [8, 8, 8, 8]]
+    for ids, counted, own in zip(fed["input_ids"], fed["counted"], texts, strict=True):
+        assert ids[counted > 0].tolist() == [each for each in own if each != 9]
+    found = [[each.tolist() for each in row] for row in rows]
+    assert found == [[[2, 7], [1.0, 2.0]], [[], []], [[2, 7], [1.0, 2.0]]]
+
+
+def test_who_wants_dense_vectors_alone_pays_for_no_sparse_ones(
+    bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = OnnxEncoder(exported("adapted", "fp32", bundles))
+    monkeypatch.delattr(SparseGraph, "rows")
+    found = given.encode_documents(TEXTS[:3], want=["dense"])
+    assert (found.sparse, found.token_vectors) == (None, ())
+    assert given.encode_documents(TEXTS[:3], want=["tokens"]).sparse is None
+    with pytest.raises(AttributeError):
+        given.encode_documents(TEXTS[:3], want=["sparse"])
+
+
+def test_overlap_is_by_definition() -> None:
+    asked = np.eye(3, 20, dtype=np.float32)
+    rows = np.arange(300, dtype=np.float32).reshape(15, 20)
+    other = rows.copy()
+    other[14] = -1.0
+    # One of the ten nearest is the eleventh now, for every query.
+    assert kept10([asked, asked], [rows, rows]) == 1.0
+    assert kept10([asked, asked], [rows, other]) == pytest.approx(0.9)
+    one = np.array([[0, 0], [0, 0], [3, 4]], dtype=np.float32)
+    both = np.array([[0, 0], [1, 0], [6, 8]], dtype=np.float32)
+    assert cosines(one, both).tolist() == [1.0, 0.0, 1.0]
+
+
 def test_a_second_graph_is_written_only_where_queries_are_read_otherwise(bundles: Path) -> None:
     graphs = [
         sorted(each.name for each in exported(name, "fp32", bundles).glob("*.onnx"))
         for name in ("adapted", "soft")
     ]
-    assert graphs == [["model.onnx", "query.onnx"], ["model.onnx"]]
+    assert graphs == [["model.onnx", "query.onnx", "sparse.onnx"], ["model.onnx"]]
 
 
 def test_threads_and_rounds_do_not_change_what_comes_out(
@@ -178,11 +278,9 @@ def test_weights_that_do_not_fit_into_the_graph_lie_beside_it(
     monkeypatch.setattr(export, "_INSIDE", 1000)
     export._save_graph(model, tmp_path / "model.onnx", "fp32")
     assert (tmp_path / "model.onnx.data").stat().st_size > 1_000_000
-    options: Any = {"provider": sessions.CPU, "threads": 1, "padding": "right"}
     feed = [[Tokens([5, 6, 7], range(3), 3, False)]]
     found, other = (
-        Graph(folder / "model.onnx", **options).run(["vectors"], feed, [None])[0][0]
-        for folder in (tmp_path, known)
+        started(folder).run(["vectors"], feed, [None])[0][0] for folder in (tmp_path, known)
     )
     np.testing.assert_array_equal(found, other)
 
@@ -192,6 +290,8 @@ def test_an_exported_encoder_searches_and_reranks_without_torch(
 ) -> None:
     documents = [Document(str(place), text) for place, text in enumerate(TEXTS) if text.strip()]
     Engine.build(documents, tmp_path / "index", encoder=encoder("adapted")).close()
+    ways: list[dict[str, Any]] = [{"rerank": each} for each in (False, True, "listwise")]
+    ways.append({"gather": "sparse", "rerank": False})
     script = """
 import sys
 class Refused:
@@ -203,23 +303,20 @@ import json
 from e2rank import Engine
 from e2rank.encoders.onnx import OnnxEncoder
 with Engine.open(sys.argv[1], encoder=OnnxEncoder(sys.argv[2])) as engine:
-    found = [[hit.id for hit in engine.search("heat of a wing", 5, rerank=how)]
-             for how in (False, True, "listwise")]
+    found = [[hit.id for hit in engine.search("heat of a wing", 5, **how)]
+             for how in json.loads(sys.argv[3])]
 print(json.dumps(found))
 """
     folder = exported("adapted", "fp32", bundles)
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "index"), str(folder)],
+        [sys.executable, "-c", script, str(tmp_path / "index"), str(folder), json.dumps(ways)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     with Engine.open(tmp_path / "index", encoder=encoder("adapted")) as engine:
-        known = [
-            [hit.id for hit in engine.search("heat of a wing", 5, rerank=how)]
-            for how in (False, True, "listwise")
-        ]
+        known = [[hit.id for hit in engine.search("heat of a wing", 5, **how)] for how in ways]
     assert json.loads(done.stdout) == known
 
 
@@ -260,6 +357,10 @@ def flip(path: Path) -> None:
     [
         (lambda folder: flip(folder / "model.onnx"), "model.onnx is damaged"),
         (lambda folder: (folder / "query.onnx").unlink(), "query.onnx is missing"),
+        (
+            lambda folder: flip(folder / "sparse_queries.npy"),
+            "sparse_queries.npy is damaged",
+        ),
         (lambda folder: flip(folder / "contract.json"), "contract.json is damaged"),
         (lambda folder: (folder / "bundle.json").unlink(), "holds no whole bundle"),
         (lambda folder: (folder / "bundle.json").write_text("[]"), "holds no whole bundle"),
@@ -270,7 +371,7 @@ def flip(path: Path) -> None:
             "reads .*format 2.* pip install -U e2rank",
         ),
     ],
-    ids=["flipped", "gone", "contract", "no bundle.json", "not an object", "newer"],
+    ids=["flipped", "gone", "table", "contract", "no bundle.json", "not an object", "newer"],
 )
 def test_a_damaged_bundle_is_not_opened(
     damage: Callable[[Path], object], message: str, tmp_path: Path, bundles: Path
@@ -309,7 +410,7 @@ def without_norm(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def late_start(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Pool the last token of the span in place of all."""
+    """Pool the last token of the span in place of the first."""
     for node in model.graph.node:
         names = ["late" if each == "starts" else each for each in node.input]
         del node.input[:]
@@ -354,6 +455,29 @@ def test_an_export_of_an_older_adapter_is_refused(bundles: Path) -> None:
         gate.compare(adapted(seed=9), stale, TEXTS, BOUNDS["fp32"])
 
 
+def test_an_export_with_another_table_of_terms_is_refused(tmp_path: Path, bundles: Path) -> None:
+    def double(folder: Path) -> None:
+        path = folder / "sparse_queries.npy"
+        np.save(path, 2 * np.load(path))
+
+    bad = OnnxEncoder(copied(exported("adapted", "fp32", bundles), tmp_path / "copy", double))
+    with pytest.raises(ExportRefused, match="its table of query terms is another"):
+        gate.compare(encoder("adapted"), bad, TEXTS, BOUNDS["fp32"])
+
+
+def test_an_export_with_another_sparse_head_is_refused(tmp_path: Path, bundles: Path) -> None:
+    def shift(folder: Path) -> None:
+        model = onnx.load(folder / "sparse.onnx")
+        bias = next(each for each in model.graph.initializer if each.name == "bias")
+        changed = np.roll(onnx.numpy_helper.to_array(bias), 1)
+        bias.CopyFrom(onnx.numpy_helper.from_array(changed, "bias"))
+        onnx.save(model, folder / "sparse.onnx")
+
+    bad = OnnxEncoder(copied(exported("adapted", "fp32", bundles), tmp_path / "copy", shift))
+    with pytest.raises(ExportRefused, match="has a sparse vector of cosine"):
+        gate.compare(encoder("adapted"), bad, TEXTS, BOUNDS["fp32"])
+
+
 def test_nothing_is_written_when_the_export_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,8 +520,8 @@ def test_the_folder_says_what_it_is(bundles: Path) -> None:
 
 
 def test_a_batch_without_padding_is_read_as_one_with(bundles: Path) -> None:
-    folder = exported("first_token", "fp32", bundles)
-    graph = Graph(folder / "model.onnx", provider=sessions.CPU, threads=1, padding="right")
+    folder = exported("soft", "fp32", bundles)
+    graph = started(folder)
     short, long = (Tokens([5] * size, range(size), size, False) for size in (4, 9))
     alone = graph.run(["vectors"], [[short]], [None])[0][0]
     padded = graph.run(["vectors"], [[short, long]], [None])[0][0]

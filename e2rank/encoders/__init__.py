@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ __all__ = [
     "Want",
     "check_wanted",
     "difference",
+    "encode_documents",
     "sparse_fingerprint",
     "token_fingerprint",
 ]
@@ -113,6 +114,12 @@ class SparseQueries(Protocol):
         """What identifies the sparse vectors of documents."""
         ...
 
+    def encode_documents(
+        self, texts: Sequence[str], want: Collection[Want] | None = None
+    ) -> Encoding:
+        """As an `Encoder`; only what is wanted, all of it if None."""
+        ...
+
     def sparse_queries(self, texts: Sequence[str]) -> SparseVectors:
         """The sparse vectors of queries; a dot product with a document's is its score."""
         ...
@@ -134,6 +141,14 @@ def check_wanted(encoder: Encoder, want: Collection[Want] | None) -> None:
             raise ValueError(f"want has {each!r}; expected some of {', '.join(get_args(Want))}")
         if not given[each]:
             raise ValueError(f"{encoder.name} gives no {each} vectors of documents")
+
+
+def encode_documents(encoder: Encoder, texts: Sequence[str], want: Collection[Want]) -> Encoding:
+    """The documents' representations that are wanted, and no sparse vectors made for nobody."""
+    if encoder.contract.sparse_dim and "sparse" not in want:
+        given: Any = encoder
+        return given.encode_documents(texts, want=want)
+    return encoder.encode_documents(texts)
 
 
 def sparse_fingerprint(encoder: Encoder) -> str:

@@ -115,6 +115,7 @@ class Bm25Gatherer:
         found = Gathered(
             scores=np.full((len(queries), width), -np.inf, dtype=np.float32),
             rows=np.full((len(queries), width), -1, dtype=np.int64),
+            absent=0.0,
         )
         # One query at a time: the scores of all documents are held.
         for place, query in enumerate(queries):

@@ -18,6 +18,8 @@ class Gathered:
         rows: (q, m) int64, -1 where there are fewer.
         queries: the queries as the engine's own encoder read them, or None where it did not: what
             comes after has their vectors, and they are counted as model calls.
+        absent: what every row scores that is not found, where a list ends before the rows that were
+            asked for; None where that is not known.
         cosines: whether the scores are cosines of `queries.vectors` with the stored vectors.
     """
 
@@ -25,6 +27,7 @@ class Gathered:
     rows: np.ndarray
     queries: Encoding | None = None
     cosines: bool = False
+    absent: float | None = None
 
 
 @runtime_checkable

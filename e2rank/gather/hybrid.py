@@ -63,10 +63,10 @@ class Hybrid:
                     "an object with gather(queries, k)"
                 )
 
-    def fused(self, lists: Sequence[Found]) -> Found:
-        """One list of the parts' lists."""
+    def fused(self, lists: Sequence[Found], absent: Sequence[float | None] | None = None) -> Found:
+        """One list of the parts' lists; `absent` as in `standard_scores`."""
         if self.method == "zscore":
-            return standard_scores(lists, self.weights)
+            return standard_scores(lists, self.weights, absent)
         return reciprocal_ranks([rows for _, rows in lists], self.k, self.weights)
 
 
@@ -95,7 +95,15 @@ class HybridGatherer:
                 encoded = found[number].queries if encoded is None else encoded
         each = [found[number] for number in range(len(self.parts))]
         lists = [[_members(part, place) for part in each] for place in range(len(queries))]
-        return _padded([self.hybrid.fused(parts) for parts in lists], k, encoded)
+        absent = [
+            [
+                part.absent if len(own[1]) < wide else None
+                for part, own in zip(each, some, strict=True)
+            ]
+            for some in lists
+        ]
+        fused = [self.hybrid.fused(*both) for both in zip(lists, absent, strict=True)]
+        return _padded(fused, k, encoded)
 
 
 def _members(found: Gathered, place: int) -> Found:

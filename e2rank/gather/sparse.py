@@ -12,8 +12,9 @@ from e2rank.index import Store
 class SparseGatherer:
     """Dot product of the queries' sparse vectors with those of a store.
 
-    A query's terms are weighed by a table that comes with the encoder: no model reads it, so there
-    is no vector of the query after this stage, and no model call is counted.
+    The encoder here is one whose queries are read from a table, such as `minilm`: no model reads a
+    query, so there is no vector of it after this stage, and no model call is counted. (A separate
+    sparse model that reads its queries is not counted either.)
     """
 
     encoder: SparseQueries
@@ -22,7 +23,7 @@ class SparseGatherer:
     def gather(self, queries: Sequence[str], k: int) -> Gathered:
         """The best k rows of each query; fewer where fewer share a term with it."""
         scores, rows = self.store.search_sparse(self.encoder.sparse_queries(queries), k)
-        return Gathered(scores, rows)
+        return Gathered(scores, rows, absent=0.0)
 
 
 def has_sparse(encoder: Encoder, store: Store) -> bool:

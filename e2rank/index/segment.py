@@ -1,6 +1,7 @@
 """One segment opened for reading: rows that came in together, searched by cosine."""
 
 import json
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from e2rank.config import IndexConfig
-from e2rank.errors import IndexFormatError
+from e2rank.errors import IndexFormatError, MissingExtra
 from e2rank.index import dense, token_search
 from e2rank.index.exact import Found, nearest, ordered
 from e2rank.index.files import check_file, check_size
@@ -24,6 +25,8 @@ from e2rank.index.token_search import NAME as TOKENS
 from e2rank.index.token_search import Proposer
 from e2rank.index.tokens import CODEBOOK, Tokens, kind_of, names_of
 from e2rank.where import Condition
+
+_log = logging.getLogger("e2rank")
 
 FEW = 20_000
 """So many rows of a filter are scored one by one sooner than an approximate index is asked."""
@@ -61,6 +64,7 @@ class Segment:
             # FAISS trusts what it reads, down to lengths and addresses.
             check_file(where / DENSE, self.files[f"{info.folder}/{DENSE}"])
             self._faiss = _faiss(where / DENSE, self._config, self.vectors.shape)
+        self.stamps = stamps(folder, self.files)
         self.tokens = self._tokens(manifest.encoder.token_dim)
         self._proposer = self._token_index()
         self.sparse = self._sparse(manifest.encoder.sparse_dim)
@@ -113,6 +117,8 @@ class Segment:
             check_file(path, entry)
             try:
                 sparse.approximate = Seismic(path, shape, self._config)
+            except MissingExtra as error:
+                _log.warning("%s: sparse vectors are searched exactly: %s", self._path, error)
             except (OSError, ValueError) as error:
                 raise _damaged(path, error) from error
         return sparse
@@ -174,6 +180,12 @@ class Segment:
         found = self.vectors[np.maximum(rows, 0)].astype(np.float32, copy=False)
         scores = np.where(rows < 0, -np.inf, np.einsum("qkd,qd->qk", found, queries))
         return ordered(scores.astype(np.float32), rows, k)
+
+
+def stamps(folder: Path, names: Collection[str]) -> dict[str, tuple[int, int]]:
+    """What tells a file from another of the same bytes that was put in its place."""
+    found = {name: (folder / name).stat() for name in names}
+    return {name: (each.st_ino, each.st_mtime_ns) for name, each in found.items()}
 
 
 def _check_names(

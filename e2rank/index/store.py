@@ -11,9 +11,9 @@ from e2rank.documents import Document, SparseVectors
 from e2rank.errors import IndexFormatError
 from e2rank.index.exact import Found, ordered
 from e2rank.index.files import check_file
-from e2rank.index.manifest import Manifest
+from e2rank.index.manifest import Manifest, SegmentInfo
 from e2rank.index.rows import Rows
-from e2rank.index.segment import Segment
+from e2rank.index.segment import Segment, stamps
 from e2rank.index.terms import fault
 from e2rank.scores import unit
 from e2rank.where import Condition
@@ -69,8 +69,8 @@ class Store(Rows):
                 _check_files(folder, manifest, verify=verify)
                 for info in manifest.segments:
                     old = known.get(info.name)
-                    same = old is not None and old.made == manifest.config
-                    if old is None or not same or old.files != manifest.inside(info.folder):
+                    # A repaired file has the hash that it had, and is another file.
+                    if old is None or not _same(old, folder, info, manifest):
                         opened.append(Segment(folder, info, manifest))
                         known = known | {info.name: opened[-1]}
                 return cls(folder, manifest, [known[each.name] for each in manifest.segments])
@@ -241,6 +241,12 @@ class Store(Rows):
             raise IndexFormatError(
                 f"{self.folder} has a newer commit than the one that is open: refresh it first"
             ) from error
+
+
+def _same(old: Segment, folder: Path, info: SegmentInfo, manifest: Manifest) -> bool:
+    files = manifest.inside(info.folder)
+    known = old.made == manifest.config and old.files == files
+    return known and old.stamps == stamps(folder, files)
 
 
 def _check_files(folder: Path, manifest: Manifest, *, verify: bool) -> None:

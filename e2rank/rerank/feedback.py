@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from e2rank.documents import Candidates
-from e2rank.encoders import Encoder
+from e2rank.encoders import Encoder, encode_documents
 from e2rank.rerank import Scored
 from e2rank.scores import unit
 
@@ -54,7 +54,7 @@ class FeedbackReranker:
             read.append(self.encoder.encode_queries([query]))
             asked = read[-1].vectors[0]
         if documents is None:
-            read.append(self.encoder.encode_documents(pool.texts))
+            read.append(encode_documents(self.encoder, pool.texts, ["dense"]))
             documents = read[-1].vectors
         moved = rocchio(asked, documents[: self.m], self.weight)
         return Scored(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from e2rank.documents import Candidates, TokenVectors
-from e2rank.encoders import Encoder, Encoding, token_fingerprint
+from e2rank.encoders import Encoder, Encoding, encode_documents, token_fingerprint
 from e2rank.rerank import Scored
 from e2rank.scores import maxsim
 
@@ -62,7 +62,7 @@ class TokenReranker:
             tokens = pool.tokens()
         else:
             self._warn(stored=vectors is not None)
-            read.append(self.encoder.encode_documents(pool.texts))
+            read.append(encode_documents(self.encoder, pool.texts, ("dense", "tokens")))
             vectors, tokens = read[-1].vectors, TokenVectors.of(read[-1].token_vectors)
         late = maxsim(query_tokens, tokens.rows, tokens.ends, tokens.scale)
         return Scored(

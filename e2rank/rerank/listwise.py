@@ -8,7 +8,7 @@ import numpy as np
 
 from e2rank.contract import Prompt
 from e2rank.documents import Candidates
-from e2rank.encoders import Encoder, Encoding
+from e2rank.encoders import Encoder, Encoding, encode_documents
 from e2rank.rerank import Scored
 from e2rank.rerank.plans import Full, Groups, Plan, Windows
 from e2rank.scores import rank
@@ -165,7 +165,7 @@ class ListwiseReranker:
     def _documents(self, pool: Candidates) -> Encoding:
         if pool.vectors is not None and self._stored(pool):
             return Encoding(pool.vectors)
-        return self.encoder.encode_documents(pool.texts)
+        return encode_documents(self.encoder, pool.texts, ["dense"])
 
 
 class _Run:

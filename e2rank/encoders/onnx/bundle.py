@@ -15,6 +15,9 @@ import xxhash
 from e2rank.contract import Contract
 
 NAME, CONTRACT, TOKENIZER, PARITY = "bundle.json", "contract.json", "tokenizer.json", "parity.json"
+SPARSE_QUERIES = "sparse_queries.npy"
+"""(terms,) float32, what each term of a query counts."""
+
 KIND, FORMAT = "e2rank-onnx", 1
 
 
@@ -37,6 +40,7 @@ class Bundle:
         padding: side on which shorter sequences of a batch are padded, "left" or "right".
         documents: the graph that reads documents.
         queries: the graph that reads queries and prompts, perhaps the same.
+        sparse: the graph that makes sparse vectors of documents; "" where it gives none.
         opset: of the graphs.
         versions: of the packages that made them.
         files: size and xxh3 of every other file.
@@ -52,6 +56,7 @@ class Bundle:
     padding: str
     documents: str
     queries: str
+    sparse: str
     opset: int
     versions: dict[str, str]
     files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)

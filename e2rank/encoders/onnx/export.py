@@ -6,21 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import onnx
 
 from e2rank.encoders.onnx import gate
 from e2rank.encoders.onnx.bundle import (
     CONTRACT,
     PARITY,
+    SPARSE_QUERIES,
     TOKENIZER,
     Bundle,
     in_place_when_whole,
     save_json,
 )
-from e2rank.encoders.onnx.graph import OPSET, Parts, graph_of
+from e2rank.encoders.onnx.exporting import OPSET
+from e2rank.encoders.onnx.graph import Parts, graph_of
 from e2rank.encoders.onnx.quantise import to_float16, to_int8
 from e2rank.encoders.onnx.runtime import OnnxEncoder
 from e2rank.encoders.onnx.samples import sample_texts
+from e2rank.encoders.onnx.sparse_graph import sparse_graph_of
 from e2rank.encoders.onnx.unpadded import without_mask_where_unpadded
 from e2rank.encoders.torch import TorchEncoder
 
@@ -66,8 +70,6 @@ def export_onnx(
         )
     if encoder.device.type != "cpu":
         raise ValueError("the encoder is on a GPU, in bfloat16; load it with device='cpu'")
-    if encoder.contract.sparse_dim:
-        raise ValueError(f"{encoder.name} has a sparse head, which cannot be exported yet")
     given = list(texts) if texts is not None else sample_texts()
     if len(given) < 2:
         raise ValueError(f"an export is compared on texts; expected at least 2, got {len(given)}")
@@ -89,6 +91,12 @@ def _write(encoder: TorchEncoder, side: Path, precision: Precision) -> Bundle:
     if parts.asking is not parts.documents:
         queries = "query.onnx"
         _save_graph(graph_of(parts.asking, parts), side / queries, precision)
+    sparse = ""
+    if parts.sparse is not None:
+        sparse, most = "sparse.onnx", encoder.contract.sparse_terms
+        graph = sparse_graph_of(parts.sparse, encoder.words.special(), most)
+        _save_graph(graph, side / sparse, precision, head=True)
+        np.save(side / SPARSE_QUERIES, parts.sparse.query_weights())
     (side / TOKENIZER).write_text(encoder.words.identity(), encoding="utf-8")
     save_json(side, CONTRACT, encoder.contract.to_dict())
     return Bundle(
@@ -102,16 +110,19 @@ def _write(encoder: TorchEncoder, side: Path, precision: Precision) -> Bundle:
         padding=encoder.tower.side,
         documents=documents,
         queries=queries,
+        sparse=sparse,
         opset=OPSET,
         versions={each: importlib.metadata.version(each) for each in _PACKAGES},
     )
 
 
-def _save_graph(model: onnx.ModelProto, path: Path, precision: Precision) -> None:
-    if precision == "fp16":
+def _save_graph(
+    model: onnx.ModelProto, path: Path, precision: Precision, *, head: bool = False
+) -> None:
+    if precision == "fp16" and not head:
         model = to_float16(model)
     elif precision == "int8":
-        model = to_int8(model)
+        model = to_int8(model, head=head)
     _forget_source(model)
     if precision != "fp16":
         model = without_mask_where_unpadded(model)
@@ -174,4 +185,7 @@ def _card(bundle: Bundle, report: dict[str, Any]) -> str:
     ]
     kept = f"{report['top10']:.1%}"
     lines += ["", f"Of each query's ten nearest documents {kept} are the same.", ""]
+    if bundle.sparse:
+        least, kept = report["documents"]["sparse"], f"{report['sparse_top10']:.1%}"
+        lines += [f"Sparse vectors: least cosine {least:.6f}; of the ten nearest {kept}.", ""]
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from e2rank.encoders import Encoder, Encoding
+from e2rank.encoders.onnx.overlap import cosines, kept10, table
 
 PROBES = (
     "What is a boundary layer?",
@@ -33,20 +34,23 @@ class Bounds:
     Args:
         cosine: least cosine of a text's two vectors.
         tokens: most that the token vectors of a text differ, as a share of their length.
+        sparse: least cosine of a document's two sparse vectors.
         alone: most that a component differs between a text alone and the same text in a batch.
-        top10: least mean share of each query's ten nearest documents that stay.
+        top10: least mean share of each query's ten nearest documents that stay, by the vectors
+            and by the sparse vectors.
     """
 
     cosine: float
     tokens: float
+    sparse: float
     alone: float
     top10: float
 
 
 BOUNDS = {
-    "fp32": Bounds(cosine=1 - 1e-5, tokens=1e-3, alone=1e-5, top10=0.99),
-    "fp16": Bounds(cosine=1 - 1e-3, tokens=0.05, alone=2e-3, top10=0.95),
-    "int8": Bounds(cosine=0.96, tokens=0.3, alone=1e-5, top10=0.8),
+    "fp32": Bounds(cosine=1 - 1e-5, tokens=1e-3, sparse=1 - 1e-3, alone=1e-5, top10=0.99),
+    "fp16": Bounds(cosine=1 - 1e-3, tokens=0.05, sparse=0.98, alone=2e-3, top10=0.95),
+    "int8": Bounds(cosine=0.96, tokens=0.3, sparse=0.9, alone=1e-5, top10=0.8),
 }
 """For each precision; int8 is then measured on judged queries, in benchmarks/."""
 
@@ -77,10 +81,14 @@ def compare(
     read = {}
     for name, kind in kinds.items():
         read[name], report[name] = _compared(name, kind, model, export, bounds)
-    report["top10"] = _top10(read["queries"], read["documents"])
-    if report["top10"] < bounds.top10:
+    asked, shown = ([each.vectors for each in read[name]] for name in ("queries", "documents"))
+    report["top10"] = kept10(asked, shown)
+    if terms := model.contract.sparse_dim:
+        shown = [_sparse(each, terms) for each in read["documents"]]
+        report["sparse_top10"] = kept10(_sparse_queries(model, export, queries), shown)
+    if (kept := min(report["top10"], report.get("sparse_top10", 1.0))) < bounds.top10:
         raise ExportRefused(
-            f"the export keeps {report['top10']:.3f} of the ten nearest documents of a query, "
+            f"the export keeps {kept:.3f} of the ten nearest documents of a query, "
             f"expected {bounds.top10}; nothing was written"
         )
     known = model.encode_documents(PROBES).vectors
@@ -134,26 +142,30 @@ def _encode_vector_prompts(encoder: Any, some: list[Any]) -> Encoding:
 
 def _compared(
     name: str, kind: _Kind, model: Encoder, export: Encoder, bounds: Bounds
-) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, float]]:
+) -> tuple[tuple[Encoding, Encoding], dict[str, float]]:
     known, found = kind.encode(model, kind.texts), kind.encode(export, kind.texts)
-    cosines = (known.vectors * found.vectors).sum(1) / np.linalg.norm(found.vectors, axis=1)
+    near = cosines(known.vectors, found.vectors)
     lengths = np.abs(np.linalg.norm(found.vectors, axis=1) - 1)
     values = {
-        "cosine": float(cosines.min()),
-        "mean_cosine": float(cosines.mean()),
+        "cosine": float(near.min()),
+        "mean_cosine": float(near.mean()),
         "difference": float(np.abs(known.vectors - found.vectors).max()),
     }
-    _refuse(name, kind, int(cosines.argmin()), "cosine", values["cosine"], bounds.cosine)
+    _refuse(name, kind, int(near.argmin()), "cosine", values["cosine"], bounds.cosine)
     if lengths.max() > 1e-4:
         raise ExportRefused(f"the export's vectors of {name} are not of unit length")
     if known.token_vectors:
         far = _token_differences(known, found)
         values["tokens"] = float(far.max())
         _refuse(name, kind, int(far.argmax()), "tokens", values["tokens"], bounds.tokens)
+    if known.sparse is not None:
+        near = cosines(*(_sparse(each, model.contract.sparse_dim) for each in (known, found)))
+        values["sparse"] = float(near.min())
+        _refuse(name, kind, int(near.argmin()), "sparse", values["sparse"], bounds.sparse)
     apart = _alone(kind, export, found)
     values["alone"] = float(apart.max(initial=0.0))
     _refuse(name, kind, int(apart.argmax()), "alone", values["alone"], bounds.alone)
-    return (known.vectors, found.vectors), values
+    return (known, found), values
 
 
 def _token_differences(known: Encoding, found: Encoding) -> np.ndarray:
@@ -166,41 +178,47 @@ def _token_differences(known: Encoding, found: Encoding) -> np.ndarray:
     )
 
 
+def _sparse(encoding: Encoding, terms: int) -> np.ndarray:
+    if encoding.sparse is None:
+        raise ExportRefused("the export gives no sparse vectors, its model does: export it again")
+    return table(encoding.sparse, terms)
+
+
+def _sparse_queries(model: Any, export: Any, queries: list[str]) -> list[np.ndarray]:
+    """Both tables of the queries' sparse vectors, which are looked up and so are equal."""
+    terms = model.contract.sparse_dim
+    known, found = (table(each.sparse_queries(queries), terms) for each in (model, export))
+    if (apart := np.abs(known - found).max(axis=1)).any():
+        raise ExportRefused(
+            "the export is refused: its table of query terms is another than the model's for "
+            f"{queries[int(apart.argmax())]!r}"
+        )
+    return [known, found]
+
+
 def _alone(kind: _Kind, export: Encoder, found: Encoding) -> np.ndarray:
-    """For some texts, how far their vectors alone, and among the longest, are from those above."""
+    """For some texts, how far what they give alone, and among the longest, is from that above."""
     count = len(kind.texts)
     by_size = sorted(range(count), key=lambda place: len(str(kind.texts[place])))
     longest = by_size[-3:]
     apart = np.zeros(count)
     for place in by_size[:: max(1, count // _ALONE)]:
         for company in ([], longest):
-            some = [kind.texts[each] for each in (place, *company)]
-            vector = kind.encode(export, some).vectors[0]
-            away = float(np.abs(vector - found.vectors[place]).max())
+            read = kind.encode(export, [kind.texts[each] for each in (place, *company)])
+            away = float(np.abs(read.vectors[0] - found.vectors[place]).max())
             apart[place] = max(apart[place], away)
     return apart
 
 
-def _top10(
-    queries: tuple[np.ndarray, np.ndarray], documents: tuple[np.ndarray, np.ndarray]
-) -> float:
-    size = min(10, len(documents[0]))
-    nearest = [
-        np.argsort(-(asked @ rows.T), axis=1)[:, :size]
-        for asked, rows in zip(queries, documents, strict=True)
-    ]
-    shared = [len(set(one) & set(other)) for one, other in zip(*nearest, strict=True)]
-    return float(np.mean(shared)) / size
-
-
 def _refuse(name: str, kind: _Kind, place: int, what: str, value: float, bound: float) -> None:
-    """Refuse a value that is out of bounds; of a cosine the small ones, else the large."""
-    kept = value >= bound if what == "cosine" else value <= bound
+    """Refuse a value that is out of bounds; of cosines the small ones, else the large."""
+    kept = value >= bound if what in ("cosine", "sparse") else value <= bound
     if kept:
         return
     words = {
         "cosine": "has a cosine of {} to the model's, expected at least {}",
         "tokens": "has token vectors {} away from the model's, expected at most {}",
+        "sparse": "has a sparse vector of cosine {} to the model's, expected at least {}",
         "alone": "is {} away from its vector in a batch, expected at most {}",
     }[what].format(f"{value:.6g}", bound)
     text = " ".join(str(kind.texts[place]).split())[:80]

@@ -1,9 +1,6 @@
 """From an encoder on PyTorch to ONNX graphs that hold the whole path, from token ids to vectors."""
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +9,11 @@ import torch
 
 from e2rank.encoders.heads import TokenHead
 from e2rank.encoders.onnx.attention import one_node_attention
+from e2rank.encoders.onnx.exporting import exported
 from e2rank.encoders.soft import SoftPrompt
+from e2rank.encoders.sparse import SparseHead
 from e2rank.encoders.torch import TorchEncoder
 from e2rank.encoders.tower import Tower, first_position
-
-OPSET = 20
 
 _N, _T, _K = "n", "t", "k"
 _AXES: dict[str, tuple[str, ...]] = {
@@ -31,6 +28,9 @@ _AXES: dict[str, tuple[str, ...]] = {
     "asked": (_N,),
 }
 
+_FIXED = 5
+"""Inputs that every graph takes; the others are those of soft prompts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -43,6 +43,8 @@ class Parts:
         by_shares: whether a query is pooled by what its tokens count in that head.
         moved: (dim, dim) W of a query's q + W q, if it has one.
         soft: makes prompts of vectors, if it was trained to read them.
+        sparse: makes sparse vectors of documents, if it gives any.
+        layers: how many last layers both heads read.
     """
 
     documents: Tower
@@ -51,6 +53,8 @@ class Parts:
     by_shares: bool = False
     moved: torch.Tensor | None = None
     soft: SoftPrompt | None = None
+    sparse: SparseHead | None = None
+    layers: int = 0
 
     @classmethod
     def of(cls, encoder: TorchEncoder) -> "Parts":
@@ -65,6 +69,8 @@ class Parts:
             adapter.by_shares,
             adapter.query_map(),
             adapter.soft_prompt(tower),
+            adapter.sparse_head(tower),
+            encoder.contract.token_layers,
         )
 
 
@@ -73,7 +79,8 @@ class Whole(torch.nn.Module):
 
     It gives, by name: `vectors` (n, dim), pooled as documents and prompts are; `queries` (n, dim)
     where queries are pooled or moved otherwise; `document_tokens` and `query_tokens` (n, t, p)
-    with a token head; `prompts` (n, dim) with a soft prompt.
+    with a token head; `states` (n, t, width), what the sparse head reads, where there is one and
+    the tower reads documents; `prompts` (n, dim) with a soft prompt.
     """
 
     moved: torch.Tensor | None
@@ -84,6 +91,9 @@ class Whole(torch.nn.Module):
         self.model, self.head, self.contract = tower.model, tower.head, tower.contract
         self.tokens, self.soft = parts.tokens, parts.soft
         self.by_shares = parts.by_shares
+        self.gives_states = parts.sparse is not None and tower is parts.documents
+        reads = self.gives_states or self.tokens is not None
+        self.layers = parts.layers if reads else 0
         self.register_buffer("moved", parts.moved)
         config: Any = tower.model.config
         self.first_position = first_position(config)
@@ -101,6 +111,7 @@ class Whole(torch.nn.Module):
             names.append("queries")
         if self.tokens is not None:
             names += ["document_tokens", "query_tokens"]
+        names += ["states"] if self.gives_states else []
         return names + (["prompts"] if self.soft is not None else [])
 
     def forward(
@@ -120,8 +131,10 @@ class Whole(torch.nn.Module):
         counted = span.unsqueeze(-1).float()
         vectors = self._unit(self._pool(hidden, starts, stops, counted))
         made = {"vectors": vectors, "queries": vectors}
+        if self.layers:
+            made["states"] = self._states(given)
         if self.tokens is not None:
-            states = self._states(given)
+            states = made["states"]
             counts = self.tokens.counts(states) * counted
             made["document_tokens"] = self.tokens.documents(states)
             made["query_tokens"] = made["document_tokens"] * (counts / counts.sum(1, keepdim=True))
@@ -155,12 +168,10 @@ class Whole(torch.nn.Module):
             words = model.get_input_embeddings()(input_ids)
             made = self.soft.tokens(shown).to(words)
             inputs["inputs_embeds"] = words.index_put((rows, columns), made)
-        layers = self.contract.token_layers if self.tokens is not None else 0
-        return model(**inputs, return_dict=True, output_hidden_states=layers > 0)
+        return model(**inputs, return_dict=True, output_hidden_states=self.layers > 0)
 
     def _states(self, given: Any) -> torch.Tensor:
-        layers = self.contract.token_layers
-        shown = [*given.hidden_states[-layers:-1], given.last_hidden_state]
+        shown = [*given.hidden_states[-self.layers : -1], given.last_hidden_state]
         unit = [torch.nn.functional.normalize(each.float(), dim=-1) for each in shown]
         return torch.cat(unit, -1)
 
@@ -194,34 +205,6 @@ def graph_of(tower: Tower, parts: Parts) -> onnx.ModelProto:
         "columns": torch.tensor([6, 5, 6, 6]),
         "asked": torch.eye(3, dim),
     }
-    axes = {name: torch.export.Dim.DYNAMIC for name in (_N, _T, _K)}
-    shapes = [{place: axes[axis] for place, axis in enumerate(_AXES[name])} for name in names]
-    fixed, rest = shapes[:5], tuple(shapes[5:])
-    with one_node_attention(tower.model), _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            whole,
-            tuple(examples[name] for name in names),
-            None,
-            input_names=names,
-            output_names=whole.outputs(),
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=(*fixed, rest) if rest else tuple(fixed),
-            verbose=False,
-        )
-    assert program is not None  # noqa: S101
-    return program.model_proto
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's talk of its own insides; what it gives is compared with the model."""
-    log = logging.getLogger("torch.onnx")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(before)
+    examples = {name: examples[name] for name in names}
+    with one_node_attention(tower.model):
+        return exported(whole, examples, _AXES, whole.outputs(), named=_FIXED)

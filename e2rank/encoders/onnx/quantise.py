@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 _BODY = "model"
-"""The module of a graph whose weights are quantised: the transformer, and none of its heads."""
+"""The module that is the transformer itself, and none of its heads."""
 
 _LEAST = 1024
 """Weights that a matrix must have to be worth it."""
@@ -19,16 +19,16 @@ _MICROSOFT = "com.microsoft"
 _LOW, _LEAST_GELU = 16, 0.17
 
 
-def to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` itself, its linear layers now multiplying int8.
+def to_int8(model: onnx.ModelProto, *, head: bool = False) -> onnx.ModelProto:
+    """`model` itself, the linear layers of its transformer now multiplying int8.
 
     Weights have a scale for every output column. Activations are quantised as they come, with a
     scale for every token. So what a text gives never depends on the texts beside it, as it does
     where a whole batch shares a scale. Word embeddings are int8 with a scale a row. Biases,
     attention, normalisation and heads stay float32; GELU is approximated by a tanh, which is off
-    by less than a step.
+    by less than a step. With `head`, `model` is a head and its own layers are meant.
     """
-    _Int8(model).rewrite()
+    _Int8(model, head).rewrite()
     return model
 
 
@@ -71,8 +71,8 @@ def in_body(node: onnx.NodeProto) -> bool:
 class _Int8:
     """Nodes of a graph, each replaced by nodes of integers where it multiplies by a matrix."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._graph = model.graph
+    def __init__(self, model: onnx.ModelProto, head: bool) -> None:
+        self._graph, self._head = model.graph, head
         self._weights = {each.name: each for each in model.graph.initializer}
         self._nodes: list[onnx.NodeProto] = []
         self._added: dict[str, TensorProto] = {}
@@ -109,7 +109,7 @@ class _Int8:
         weight = self._weights.get(node.input[place])
         if weight is None or len(weight.dims) != 2 or np.prod(weight.dims) < _LEAST:
             return False
-        return weight.data_type == TensorProto.FLOAT and in_body(node)
+        return weight.data_type == TensorProto.FLOAT and (self._head or in_body(node))
 
     def _multiply(self, node: onnx.NodeProto) -> None:
         given, weight, out = node.input[0], node.input[1], node.output[0]

@@ -3,16 +3,28 @@
 import json
 import logging
 from collections.abc import Collection, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from e2rank.contract import Contract
+from e2rank.documents import SparseVectors
 from e2rank.encoders import Encoding, Want, check_wanted
 from e2rank.encoders.batching import with_progress
-from e2rank.encoders.onnx.bundle import PARITY, TOKENIZER, Bundle, BundleError, load_contract
-from e2rank.encoders.onnx.sessions import CPU, Graph, Soft
+from e2rank.encoders.onnx.bundle import (
+    PARITY,
+    SPARSE_QUERIES,
+    TOKENIZER,
+    Bundle,
+    BundleError,
+    load_contract,
+)
+from e2rank.encoders.onnx.sessions import CPU, Sessions
+from e2rank.encoders.onnx.sparse import Row, SparseGraph
+from e2rank.encoders.onnx.transformer import Graph, Soft
+from e2rank.encoders.terms import sparse_queries
 from e2rank.encoders.tokens import Tokens, Wording
 from e2rank.errors import EncodingError
 
@@ -56,13 +68,25 @@ class OnnxEncoder:
         self.adapter_fingerprint = self.bundle.adapter_fingerprint
         self.words = Wording(Tokenizer.from_file(str(self._folder / TOKENIZER)), self.contract)
         padding = self.bundle.padding
+        self._start = partial(Sessions, provider=provider, threads=threads)
         graphs = {
-            name: Graph(self._folder / name, provider=provider, threads=threads, padding=padding)
+            name: Graph(self._start(self._folder / name), padding)
             for name in {self.bundle.documents, self.bundle.queries}
         }
         self._documents, self._queries = graphs[self.bundle.documents], graphs[self.bundle.queries]
+        self._query_weights = np.zeros(0, dtype=np.float32)
+        if self.bundle.sparse:
+            self._query_weights = np.load(self._folder / SPARSE_QUERIES, allow_pickle=False)
         self._check_probes()
         _log.info("%s: %s in %s", self.name, self.bundle.name, self.precision)
+
+    @cached_property
+    def _sparse(self) -> SparseGraph | None:
+        """Started when documents are first to have sparse vectors: queries never need it."""
+        if not self.bundle.sparse:
+            return None
+        sessions = self._start(self._folder / self.bundle.sparse)
+        return SparseGraph(sessions, self.bundle.padding, self.words.special())
 
     def blend(self) -> tuple[float, float]:
         """What MaxSim and cosine are multiplied with in a late-interaction score.
@@ -99,9 +123,20 @@ class OnnxEncoder:
         """
         check_wanted(self, want)
         tokens = self.contract.token_dim and (want is None or "tokens" in want)
+        sparse = self._sparse if want is None or "sparse" in want else None
         names = ["vectors", *(["document_tokens"] if tokens else [])]
+        names += ["states"] if sparse else []
         words = self.words.documents(texts)
-        return self._encode(self._documents, words, names, "encoding documents")
+        return self._encode(self._documents, words, names, "encoding documents", sparse=sparse)
+
+    def sparse_queries(self, texts: Sequence[str]) -> SparseVectors:
+        """The sparse vectors of n queries, read from a table: no graph is run.
+
+        Raises:
+            ValueError: if the encoder gives no sparse vectors.
+        """
+        check_wanted(self, ["sparse"])
+        return sparse_queries(self.words, texts, self._query_weights)
 
     def encode_prompts(
         self, queries: Sequence[str], documents: Sequence[Sequence[str]]
@@ -151,19 +186,25 @@ class OnnxEncoder:
         names: Sequence[str],
         what: str,
         soft: Soft | None = None,
+        sparse: SparseGraph | None = None,
     ) -> Encoding:
-        """Vectors of the first name, and token vectors of the second if there is one."""
+        """Vectors of the first name, token vectors of one that ends so, and sparse vectors."""
         vectors = np.zeros((len(texts), self.contract.dim), dtype=np.float32)
-        tokens = [np.zeros((0, 0), dtype=np.float32)] * len(texts) if len(names) > 1 else []
+        place_of_tokens = [place for place, name in enumerate(names) if name.endswith("_tokens")]
+        tokens = [np.zeros((0, 0), dtype=np.float32)] * len(texts) if place_of_tokens else []
+        rows: dict[int, Row] = {}
         groups = graph.groups(texts)
         rounds = [groups[start : start + _ROUND] for start in range(0, len(groups), _ROUND)]
         for some in with_progress(rounds, what):
             shown = [_chosen(soft, group) for group in some]
-            read = graph.run(names, [[texts[place] for place in group] for group in some], shown)
+            words = [[texts[place] for place in group] for group in some]
+            read = graph.run(names, words, shown, sparse)
             for group, arrays in zip(some, read, strict=True):
                 vectors[group] = arrays[0]
-                if tokens:
-                    self._place(tokens, arrays[1], texts, group)
+                for each in place_of_tokens:
+                    self._place(tokens, arrays[each], texts, group)
+                if sparse is not None:
+                    rows.update(zip(group, arrays[-1], strict=True))
         bad = ~np.isfinite(vectors).all(axis=1)
         if bad.any():
             raise EncodingError(
@@ -175,6 +216,7 @@ class OnnxEncoder:
             tokens=sum(len(each.ids) for each in texts),
             truncated=tuple(place for place, each in enumerate(texts) if each.cut),
             token_vectors=tuple(tokens),
+            sparse=SparseVectors.of([rows[each] for each in range(len(texts))]) if sparse else None,
         )
 
     def _place(
