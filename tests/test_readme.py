@@ -13,6 +13,7 @@ import pytest
 from e2rank.cli import main
 from e2rank.encoders import presets
 from e2rank.encoders.hashing import HashingEncoder
+from e2rank.encoders.onnx import export, samples
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,6 +38,9 @@ def test_python_blocks_run_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # An export is compared on several hundred texts; a dozen are enough to see that it runs.
+    few = samples.sample_texts()[::25]
+    monkeypatch.setattr(export, "sample_texts", lambda: few)
     names: dict[str, object] = {}
     for kind, text in BLOCKS:
         if kind == "python":
@@ -159,7 +163,6 @@ def test_figures_in_the_text_are_those_that_were_measured() -> None:
         return json.loads(path.read_text(encoding="utf-8"))["results"]
 
     text, overhead, scale = " ".join(README.split()), results("overhead"), results("scale")[-1]
-    recall = {each["recipe"]: each["recall@10"] for each in results("factories")["factories"]}
     differences = {each["collection"]: each["difference"] for each in results("parity")[:3]}
     assert {name: round(abs(each), 4) for name, each in differences.items()} == {
         "scifact": 0.0,
@@ -168,10 +171,6 @@ def test_figures_in_the_text_are_those_that_were_measured() -> None:
     }
     assert f"spends {overhead['overhead_ms']['p50']:.1f} ms outside" in text
     assert f"at {overhead['documents']:,} documents" in text
-    for factory, name in (("HNSW32,Flat", "hnsw"), ("IVF256,Flat", "ivf")):
-        assert f"{recall[name]:.3f} for `{factory}`".lstrip("0") in text
-    assert f"{recall['ivfpq']:.3f} for `OPQ48,IVF256,PQ48np`".lstrip("0") in text
-    assert recall["flat"] == 1
     assert f"built in {scale['peak_mb']:.0f} MB of memory" in text
     assert f"opens in {1000 * scale['open_s']:.0f} ms" in text
 
