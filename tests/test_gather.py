@@ -316,3 +316,18 @@ def test_a_filter_leaves_the_counts_of_words_as_they_are(engine: Engine) -> None
     some = engine.search(HEAT, 50, gather="bm25", rerank=False, where="year = 0")
     assert {hit.id: hit.score for hit in some}.items() <= every.items()
     assert 5 < len(some) < len(every)
+
+
+def test_texts_that_are_only_ranked_get_no_sparse_vectors(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[Any] = []
+    whole = Words.encode_documents
+
+    def watched(self: Words, texts: Sequence[str], want: Any = None) -> Any:
+        wanted.append(want)
+        return whole(self, texts, want)
+
+    monkeypatch.setattr(Words, "encode_documents", watched)
+    engine.rank(HEAT, ["wing", "heat"], rerank=False)
+    assert [sorted(each) for each in wanted] == [["dense", "tokens"]]
