@@ -111,8 +111,8 @@ class Engine(Indexed):
                 model's own for "tokens" and listwise prompts, 1 for other rerankers.
             where: what the metadata of a hit must be, such as `{"year": {">=": 2020}, "lang":
                 "en"}` or "year >= 2020 and lang = 'en'"; see `e2rank.where`. There are k hits
-                wherever k documents match; by "sparse" and "bm25" alone, wherever k of these share a
-                term with the query.
+                wherever k documents match; by "sparse" and "bm25", where k of these share a term
+                with the query.
         Raises:
             ValueError: for a blank query, an option out of range or a filter that is none; if the
                 encoder or the index lacks the vectors that a stage needs.
