@@ -37,7 +37,7 @@ def searched(name: str, split: str, index: str) -> dict[str, float]:
     return per_query(qrels, read_run(out), (MEASURE,))[MEASURE]
 
 
-def run(name: str, split: str, queries: int) -> dict[str, Any]:
+def run(name: str, split: str, queries: int | None) -> dict[str, Any]:
     """One collection: adapt a copy of its index, and measure both."""
     copy = WORK / "bench-adapt"
     shutil.rmtree(copy, ignore_errors=True)
@@ -66,7 +66,7 @@ def run(name: str, split: str, queries: int) -> dict[str, Any]:
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--queries", type=int, default=2000, help="pseudo-queries")
+    parser.add_argument("--queries", type=int, help="pseudo-queries that judge")
     parser.add_argument("--dev", action="store_true", help="measure the dev collections")
     options = parser.parse_args()
     measured = DEV if options.dev else COLLECTIONS

@@ -1,8 +1,10 @@
 """First stages side by side: BM25, dense, sparse, multivector, hybrid; then with a rerank.
 
 For every collection all judged queries, 100 candidates a query: nDCG@10 and R@100 of each first
-stage, and of five of them under the default rerank, "tokens". `hybrid` is of dense and sparse,
-`all three` of dense, sparse and BM25 with weights 2, 1, 1.
+stage, and of most of them under the default rerank, "tokens". `hybrid` is of dense and sparse,
+`all three` of dense, sparse and BM25 with weights 2, 1, 1. `adapted` is dense in an index that
+`e2rank adapt` has adapted to its corpus, without labels or queries, and weighs more in a hybrid:
+twice each of one other part, four times each of two.
 (What MiniLM's untrained prompts do is in bench-rerank.) The p values are of paired permutation
 tests on nDCG@10. What is done is kept in .work, so a run cut short continues.
 """
@@ -12,7 +14,7 @@ import json
 import statistics
 from typing import Any
 
-from harness import WORK, collection, index_of, rows, save
+from harness import WORK, adapted_index_of, collection, index_of, rows, save
 
 from e2rank import Engine, Hybrid
 from e2rank.evaluate import load_beir, mean, per_query, permutation_test
@@ -20,7 +22,7 @@ from e2rank.evaluate import load_beir, mean, per_query, permutation_test
 COLLECTIONS = ("scifact", "nfcorpus", "cranfield", "cisi", "trec-dl19-pool")
 DEPTH = 100
 MEASURES = ("nDCG@10", "R@100")
-# The weights were chosen on dev collections, see training/README.md.
+# These weights were chosen on dev collections, see training/README.md.
 ALL = Hybrid(("dense", "sparse", "bm25"), weights=(2.0, 1.0, 1.0))
 WAYS: dict[str, dict[str, Any]] = {
     "bm25": {"gather": "bm25", "rerank": False},
@@ -36,6 +38,16 @@ WAYS: dict[str, dict[str, Any]] = {
     "hybrid + tokens": {"gather": "hybrid", "rerank": "tokens"},
     "all three + tokens": {"gather": ALL, "rerank": "tokens"},
 }
+ADAPTED: dict[str, dict[str, Any]] = {
+    f"{way}{' + tokens' if rerank else ''}": {"gather": gather, "rerank": rerank}
+    for rerank in (False, "tokens")
+    for way, gather in {
+        "adapted": "dense",
+        "adapted, bm25": Hybrid(("dense", "bm25"), weights=(2.0, 1.0)),
+        "adapted hybrid": Hybrid(("dense", "sparse"), weights=(2.0, 1.0)),
+        "adapted, all three": Hybrid(("dense", "sparse", "bm25"), weights=(4.0, 1.0, 1.0)),
+    }.items()
+}
 SINGLE = ("bm25", "dense", "sparse", "multivector")
 
 
@@ -44,10 +56,13 @@ def measured(name: str, way: str) -> dict[str, dict[str, float]]:
     path = WORK / "bench-gather" / f"{name} {way}.json"
     if not path.is_file():
         judged = load_beir(collection(name), "test")
-        with Engine.open(index_of(name)) as engine:
-            hits = engine.search_many(
-                list(judged.queries.values()), DEPTH, depth=DEPTH, **WAYS[way]
-            )
+        folder, how = (
+            (adapted_index_of(name), ADAPTED[way])
+            if way in ADAPTED
+            else (index_of(name), WAYS[way])
+        )
+        with Engine.open(folder) as engine:
+            hits = engine.search_many(list(judged.queries.values()), DEPTH, depth=DEPTH, **how)
         pairs = zip(judged.queries, hits, strict=True)
         run = {query: [(hit.id, hit.score) for hit in each] for query, each in pairs}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +73,7 @@ def measured(name: str, way: str) -> dict[str, dict[str, float]]:
 
 
 def summary(name: str, ways: dict[str, Any]) -> dict[str, Any]:
-    """Means of one collection, and p values against four of the ways."""
+    """Means of one collection, and p values against some of the ways."""
     out: dict[str, Any] = {}
     for way, values in ways.items():
         ndcg = values["nDCG@10"]
@@ -66,9 +81,8 @@ def summary(name: str, ways: dict[str, Any]) -> dict[str, Any]:
         out[way]["p against dense"] = permutation_test(ndcg, ways["dense"]["nDCG@10"])
         out[way]["p against bm25"] = permutation_test(ndcg, ways["bm25"]["nDCG@10"])
         out[way]["p against hybrid"] = permutation_test(ndcg, ways["hybrid"]["nDCG@10"])
-        out[way]["p against dense + tokens"] = permutation_test(
-            ndcg, ways["dense + tokens"]["nDCG@10"]
-        )
+        for other in ("dense + tokens", "adapted", "adapted + tokens"):
+            out[way][f"p against {other}"] = permutation_test(ndcg, ways[other]["nDCG@10"])
     return {"name": name, "queries": len(ways["dense"]["nDCG@10"]), "ways": out}
 
 
@@ -77,17 +91,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", default=COLLECTIONS)
     options = parser.parse_args()
-    found = {(name, way): measured(name, way) for way in WAYS for name in options.only}
-    results = [summary(name, {way: found[name, way] for way in WAYS}) for name in options.only]
+    every = [*WAYS, *ADAPTED]
+    found = {(name, way): measured(name, way) for way in every for name in options.only}
+    results = [summary(name, {way: found[name, way] for way in every}) for name in options.only]
     means = {
         way: {
             measure: statistics.mean(each["ways"][way][measure] for each in results)
             for measure in MEASURES
         }
-        for way in WAYS
+        for way in every
     }
     table = [["way", *(each["name"] for each in results), "mean"]]
-    for way in WAYS:
+    for way in every:
         cells = [each["ways"][way] for each in results] + [means[way]]
         table.append([way, *(f"{cell['nDCG@10']:.4f} {cell['R@100']:.4f}" for cell in cells)])
     rows(table)

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -53,6 +54,18 @@ def index_of(name: str, encoder: str = "minilm") -> Path:
     folder = WORK / "indexes" / f"{name}-{encoder}"
     if not (folder / "manifest.json").is_file():
         command("index", collection(name), "--out", folder, "--encoder", encoder, "--resume")
+    return folder
+
+
+def adapted_index_of(name: str) -> Path:
+    """That index adapted to its corpus without labels or queries, in a folder of its own."""
+    folder = WORK / "indexes" / f"{name}-minilm-adapted"
+    if not folder.is_dir():
+        copy = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(index_of(name), copy)
+        command("adapt", copy)
+        copy.rename(folder)
     return folder
 
 

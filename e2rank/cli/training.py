@@ -68,7 +68,14 @@ def adapt(
         Path | None,
         typer.Option(help="A log, one query a line; queries made from the documents if not given."),
     ] = None,
-    n: Annotated[int, typer.Option("--n", help="Queries to make, or to take from the log.")] = 2000,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n",
+            help="Queries to make, or to take from the log: 400, with a cross-encoder 2,000, if "
+            "not given.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Fixes which queries, and how they are split.")] = 0,
     remove: Annotated[bool, typer.Option("--remove", help="Remove the index's adapter.")] = False,
     json: options.Json = False,
@@ -92,7 +99,7 @@ def adapt(
     if teacher is Teaching.CROSS_ENCODER:
         asking = cast(Reranker, reranker(Ranker.CROSS_ENCODER, cross_encoder))
     try:
-        with progress("queries", min(n, len(log)) if log else n) as done:
+        with progress("queries", None) as done:
             found = run_adaptation(
                 folder,
                 settings,
@@ -166,6 +173,7 @@ def _show_adapted(found: "Adapted", teacher: Teaching, seconds: float, *, as_jso
             {
                 "kept": found.folder is not None,
                 "folder": str(found.folder) if found.folder else None,
+                "terms": found.terms,
                 "before": found.before,
                 "after": found.after,
                 "p_value": found.p_value,
@@ -181,7 +189,8 @@ def _show_adapted(found: "Adapted", teacher: Teaching, seconds: float, *, as_jso
         f"{found.before:.4f} -> {found.after:.4f}, p {found.p_value:.4f}"
     )
     typer.echo(
-        f"{trained + held:,} queries, {found.teacher_calls:,} teacher calls, {seconds:.1f} s"
+        f"{found.terms:,} terms, {trained + held:,} queries, "
+        f"{found.teacher_calls:,} teacher calls, {seconds:.1f} s"
     )
     typer.echo(
         f"kept: {found.folder} is used whenever the index is opened; --remove takes it away"

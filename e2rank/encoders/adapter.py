@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -13,6 +14,7 @@ import torch
 from e2rank.contract import Contract
 from e2rank.encoders import difference
 from e2rank.encoders.digest import weights_digest
+from e2rank.encoders.directions import Directions
 from e2rank.encoders.heads import TokenHead
 from e2rank.encoders.soft import SoftPrompt, word_embeddings
 from e2rank.encoders.sparse import SparseHead
@@ -44,6 +46,8 @@ class Adapter:
         weights: `tokens.*` for the token head; `lora.MODULE.A` (r, in) and `lora.MODULE.B`
             (out, r) for low-rank updates of linear layers, which only queries and prompts see;
             `query.weight` (dim, dim) for a map W that moves a query's vector q to q + W q;
+            `query.terms` (t,), `query.directions` (t, dim) and `query.pull` () for what its terms
+            add to the unit vector of that, see `Directions`;
             `query.shares`, any number, where q is the mean of the query's states weighted by what
             each token counts in the token head;
             `soft.*` for prompts of vectors; `sparse.*` for the head of sparse vectors.
@@ -187,6 +191,25 @@ class Adapter:
                 f"the adapter's query map is {tuple(weight.shape)}, expected {(dim, dim)}"
             )
         return None if weight is None else weight.float()
+
+    def directions(self) -> Directions | None:
+        """What a query's terms add to its vector, or None where they add nothing.
+
+        Raises:
+            AdapterError: if the terms do not ascend, or weights are missing or of another shape.
+        """
+        names = [f"{QUERY}{name}" for name in ("terms", "directions", "pull")]
+        given = [self.weights[name].numpy() for name in names if name in self.weights]
+        if not given:
+            return None
+        shapes = [each.shape for each in given]
+        count, dim = len(given[0].reshape(-1)), self.contract.dim
+        if shapes != [(count,), (count, dim), ()] or (np.diff(given[0]) <= 0).any():
+            raise AdapterError(
+                f"the adapter's directions of terms are {shapes}, expected ascending terms (t,), "
+                f"rows (t, {dim}) and a pull ()"
+            )
+        return Directions(given[0], given[1], float(given[2]))
 
     @property
     def by_shares(self) -> bool:

@@ -15,6 +15,7 @@ from e2rank.documents import SparseVectors
 from e2rank.encoders import Encoding, Want, check_wanted
 from e2rank.encoders.adapter import Adapter
 from e2rank.encoders.digest import model_digest, text_digest
+from e2rank.encoders.directions import Directions
 from e2rank.encoders.heads import TokenHead
 from e2rank.encoders.run import Counts, MakeSparse, Run
 from e2rank.encoders.soft import SoftPrompt
@@ -94,6 +95,7 @@ class TorchEncoder:
         self.sparse_fingerprint = ""
         self.adapter: Adapter | None = None
         self._moved: torch.Tensor | None = None
+        self._directions: Directions | None = None
         self._counts: Counts | None = None
 
     def adapt(self, adapter: Adapter, *, name: str | None = None) -> Self:
@@ -120,6 +122,7 @@ class TorchEncoder:
         adapted.words = self.words.under(adapter.contract)
         adapted.adapter = adapter
         adapted._moved = adapter.query_map()
+        adapted._directions = adapter.directions()
         adapted._asking = adapter.on(self.tower)
         adapted._tokens = adapter.token_head(self.tower)
         adapted._counts = adapted._tokens.counts if adapter.by_shares and adapted._tokens else None
@@ -160,10 +163,13 @@ class TorchEncoder:
             counts=self._counts,
         )
         read = run.encoding(self.words.queries(texts), self.batch_tokens, "encoding queries")
-        if self._moved is None:
-            return read
-        weight = self._moved.numpy()
-        return replace(read, vectors=unit(read.vectors + read.vectors @ weight.T))
+        if self._moved is not None:
+            vectors = unit(read.vectors + read.vectors @ self._moved.numpy().T)
+            read = replace(read, vectors=vectors)
+        if self._directions is not None:
+            moved = self._directions.moved(self.words, texts, read.vectors)
+            read = replace(read, vectors=moved)
+        return read
 
     def encode_documents(
         self, texts: Sequence[str], want: Collection[Want] | None = None

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from e2rank.encoders.adapter import QUERY, Adapter
+from e2rank.encoders.directions import Directions
 from e2rank.encoders.torch import TorchEncoder
 from e2rank.engine import Engine
 from e2rank.evaluate import mean
@@ -18,11 +18,12 @@ from e2rank.evaluate.significance import permutation_test
 from e2rank.index import Writer
 from e2rank.rerank import Reranker
 from e2rank.search import check_queries
+from e2rank.train.directions import term_directions
 from e2rank.train.keywords import keyword_queries
 from e2rank.train.labelling import label, remembered
 from e2rank.train.place import put_adapter
 from e2rank.train.queries import pseudo_queries
-from e2rank.train.querymap import AdaptConfig, agreement, fit, split, too_few
+from e2rank.train.querymap import AdaptConfig, Learnt, agreement, learn, split, too_few
 
 WORK = "adapter.work"
 """In the index: what a teacher has said, while the adaptation that asks it goes on."""
@@ -34,8 +35,8 @@ class Adapted:
 
     Args:
         folder: where the adapter is, or None where it was refused.
-        queries: queries with a list, trained on (those that chose the epoch among them) and held
-            out.
+        terms: of which it holds a direction.
+        queries: queries with a list, trained on or chosen by, and held out.
         teacher_calls: sequences the teacher's model read, in this run.
         before: mean nDCG@10 of the first stage on held-out queries by the teacher's scores.
         after: the same with the adapter.
@@ -43,6 +44,7 @@ class Adapted:
     """
 
     folder: Path | None
+    terms: int
     queries: tuple[int, int]
     teacher_calls: int
     before: float
@@ -58,14 +60,18 @@ def adapt(
     queries: Sequence[str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Adapted:
-    """Train a query-side adapter for an index and commit it with the index, if it helps.
+    """Make a query-side adapter for an index and commit it with the index, if it helps.
+
+    Its directions of terms come from the index's vectors and texts in closed form; a teacher that
+    is given adds a map that is trained (`AdaptConfig`). Of nothing, the directions, and both,
+    what agrees best with the teacher on a part of the queries is taken, and judged on another.
 
     Args:
         folder: the index; its vectors and documents stay as they are. It is locked meanwhile.
         config: how; `AdaptConfig()` unless given.
-        teacher: labels the candidates, each text by itself; the model's own late interaction
-            unless given. What a teacher that is given has said is kept on disk, so that a run
-            that was interrupted does not ask it again.
+        teacher: labels the candidates, each text by itself. What a teacher that is given has said
+            is kept on disk, so that a run that was interrupted does not ask it again. Without one
+            the model's own late interaction judges the directions.
         queries: what people asked, of which the first are taken; pseudo-queries from the index's
             documents unless given.
         progress: called with the number of queries labelled.
@@ -81,28 +87,39 @@ def adapt(
     where = Path(folder)
     with Engine.open(where, adapted=False) as engine, Writer(engine.store) as writer:
         engine.refresh()
-        encoder = _by_shares(_adaptable(engine, teacher))
-        asked = _queries(engine, settings, queries)
+        encoder = _adaptable(engine, teacher)
+        asked = _queries(engine, settings, queries, trains=teacher is not None)
         depth = min(settings.depth or (30 if teacher else 100), len(engine) - 1)
         with remembered(engine, teacher, where / WORK) as labels:
-            found = label(engine, asked, labels, depth, reader=encoder, progress=progress)
-        train, choosing, held = split(found.owners, settings)
-        weight = fit(found, train, choosing, settings)
-        before, after = (agreement(found, held, each) for each in (None, weight))
+            found = label(engine, asked, labels, depth, progress=progress)
+        directions = term_directions(
+            engine.store, encoder.words, ridge=settings.ridge, pull=settings.pull
+        )
+        added = directions.added(encoder.words, found.texts)
+        if teacher is None:
+            learnt, held = Learnt(pulled=True, weight=None), list(range(len(found.texts)))
+        else:
+            train, choosing, held = split(found.owners, settings)
+            learnt = learn(found, added, train, choosing, settings)
+        before, after = (
+            agreement(found, held, each) for each in (found.queries, learnt.moved(found, added))
+        )
         p_value = permutation_test(after, before)
         means = mean(before), mean(after)
         kept = None
         if means[1] > means[0] and p_value < 0.05:
             about = {
-                "recipe": dataclasses.asdict(settings) | {"depth": depth},
+                "recipe": dataclasses.asdict(settings) | {"depth": depth, "queries": len(asked)},
                 "teacher": labels.name,
                 "held_out": {"before": means[0], "after": means[1], "p": p_value, "n": len(held)},
             }
-            kept = put_adapter(writer, _adapter(encoder, weight, about))
+            weights = _weights(encoder, learnt, directions)
+            kept = put_adapter(writer, _adapter(encoder, weights, about))
         shutil.rmtree(where / WORK, ignore_errors=True)
     return Adapted(
         folder=kept,
-        queries=(len(train) + len(choosing), len(held)),
+        terms=len(directions.terms) if learnt.pulled else 0,
+        queries=(len(found.texts) - len(held), len(held)),
         teacher_calls=found.calls,
         before=means[0],
         after=means[1],
@@ -123,28 +140,25 @@ def _adaptable(engine: Engine, teacher: Reranker | None) -> TorchEncoder:
         raise ValueError(
             f"the index holds {len(engine)} documents; at least 3 are needed to rank some"
         )
+    if encoder.adapter is not None and encoder.adapter.directions() is not None:
+        raise ValueError(
+            f"{encoder.name} was adapted to an index already; build this one with the encoder "
+            "that was before"
+        )
     return encoder
 
 
-def _by_shares(encoder: TorchEncoder) -> TorchEncoder:
-    """The encoder with its query vectors pooled by its token head's shares, where that can be."""
-    given = encoder.adapter
-    if given is None or not given.contract.token_dim or given.contract.pooling != "mean":
-        return encoder
-    weights = given.weights | {f"{QUERY}shares": torch.ones(1)}
-    return encoder.adapt(dataclasses.replace(given, weights=weights), name=encoder.name)
-
-
 def _queries(
-    engine: Engine, config: AdaptConfig, given: Sequence[str] | None
+    engine: Engine, config: AdaptConfig, given: Sequence[str] | None, *, trains: bool
 ) -> list[tuple[str, str]]:
+    most = config.queries or max(config.least, 2000 if trains else 400)
     if given is not None:
         check_queries(given)
-        asked = [(text, "") for text in list(dict.fromkeys(given))[: config.queries]]
+        asked = [(text, "") for text in list(dict.fromkeys(given))[:most]]
     else:
-        half = config.queries // 2
+        half = most // 2
         made = [
-            *pseudo_queries(engine.store, most=config.queries - half, seed=config.seed),
+            *pseudo_queries(engine.store, most=most - half, seed=config.seed),
             *keyword_queries(engine.store, most=half, seed=config.seed),
         ]
         asked = [(each.text, each.id) for each in made]
@@ -153,18 +167,37 @@ def _queries(
     return asked
 
 
-def _adapter(encoder: TorchEncoder, weight: np.ndarray, about: dict[str, Any]) -> Adapter:
-    """What the encoder has of an adapter, and the map after the one that it may have too."""
-    before, moves = encoder.adapter, torch.from_numpy(weight)
-    first = before.query_map() if before else None
-    if first is not None:
-        # (I + W)(I + V) = I + W + V + W V
-        moves = moves + first + moves @ first
+def _weights(
+    encoder: TorchEncoder, learnt: Learnt, directions: Directions
+) -> dict[str, torch.Tensor]:
+    """What the encoder has of an adapter, the map after the one that it may have, the directions.
+
+    The directions were found under the encoder's own map, and stand after both.
+    """
+    before = encoder.adapter
+    weights = dict(before.weights) if before else {}
+    if learnt.weight is not None:
+        moves, first = torch.from_numpy(learnt.weight), before.query_map() if before else None
+        if first is not None:
+            # (I + W)(I + V) = I + W + V + W V
+            moves = moves + first + moves @ first
+        weights[f"{QUERY}weight"] = moves
+    if learnt.pulled:
+        weights[f"{QUERY}terms"] = torch.from_numpy(directions.terms)
+        weights[f"{QUERY}directions"] = torch.from_numpy(directions.rows)
+        weights[f"{QUERY}pull"] = torch.tensor(directions.pull)
+    return weights
+
+
+def _adapter(
+    encoder: TorchEncoder, weights: dict[str, torch.Tensor], about: dict[str, Any]
+) -> Adapter:
+    before = encoder.adapter
     return Adapter(
         base=encoder.fingerprint,
         base_name=before.base_name if before else encoder.name,
         contract=encoder.contract,
-        weights={**(before.weights if before else {}), f"{QUERY}weight": moves},
+        weights=weights,
         lora_scale=before.lora_scale if before else 1.0,
         about=about,
     )

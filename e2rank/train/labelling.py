@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from e2rank.documents import Candidates
-from e2rank.encoders import Encoder, token_fingerprint
+from e2rank.encoders import token_fingerprint
 from e2rank.engine import Engine
 from e2rank.gather import DenseGatherer
 from e2rank.pool import Pool
@@ -28,8 +28,8 @@ class Labelled:
     """Queries with candidates in the teacher's eyes.
 
     Args:
+        texts: q queries.
         queries: (q, d) unit vectors, as the first stage reads the queries now.
-        starts: (q, d) unit vectors that a map is to move: the same, or pooled by shares.
         documents: (u, d) unit vectors of every candidate, each once.
         places: (q, n) which of them the candidates of each query are.
         teacher: (q, n) scores, higher is better.
@@ -37,8 +37,8 @@ class Labelled:
         calls: sequences the teacher's model read.
     """
 
+    texts: Sequence[str]
     queries: np.ndarray
-    starts: np.ndarray
     documents: np.ndarray
     places: np.ndarray
     teacher: np.ndarray
@@ -52,7 +52,6 @@ def label(
     teacher: Teacher,
     depth: int,
     *,
-    reader: Encoder | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Labelled:
     """The teacher's scores of each query's candidates in the index.
@@ -65,13 +64,12 @@ def label(
         asked: (text, id of its own document or "") of each query.
         teacher: what is asked.
         depth: candidates of each.
-        reader: what reads the queries for `starts`; the engine's encoder unless given.
         progress: called with the number of queries labelled.
     Raises:
         ValueError: if no query has so many candidates.
         EncodingError: if the teacher's answer is not one finite number a document.
     """
-    vectors, starts, rows, scores, owners, calls = [], [], [], [], list[str](), 0
+    asking, vectors, rows, scores, owners, calls = list[str](), [], [], [], list[str](), 0
     for start in range(0, len(asked), TOGETHER):
         part = asked[start : start + TOGETHER]
         pools = {
@@ -82,8 +80,8 @@ def label(
         shown = [_candidates(engine, pool) for pool in pools.values()]
         texts = [asked[place][0] for place in pools]
         answers = ask(teacher, texts, shown)
+        asking += texts
         vectors += [pool.query for pool in pools.values()]
-        starts += [*reader.encode_queries(texts).vectors] if reader else []
         rows += [pool.rows for pool in pools.values()]
         scores += [answer.scores for answer in answers]
         owners += [asked[place][1] or f"query {place}" for place in pools]
@@ -94,8 +92,8 @@ def label(
         raise ValueError(f"the index finds {depth} candidates for none of {len(asked)} queries")
     used, places = np.unique(np.array(rows), return_inverse=True)
     return Labelled(
+        texts=asking,
         queries=np.array(vectors, dtype=np.float32),
-        starts=np.array(starts if reader else vectors, dtype=np.float32),
         documents=engine.store.vectors(used),
         places=places.reshape(len(rows), depth),
         teacher=np.array(scores, dtype=np.float32),

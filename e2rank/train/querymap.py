@@ -1,4 +1,4 @@
-"""The map that moves queries towards what a teacher ranks high, and how much it helps."""
+"""How an index is adapted: settings, the map that a teacher adds, and how much it helps."""
 
 import logging
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from e2rank.evaluate import mean
-from e2rank.scores import rank
+from e2rank.scores import rank, unit
 from e2rank.train.labelling import Labelled
 from e2rank.train.labels import ndcg
 from e2rank.train.losses import soft_kl
@@ -25,15 +25,19 @@ TELLING = 6
 class AdaptConfig:
     """How an index is adapted.
 
-    Where the encoder has a token head and pools by the mean, q becomes the mean weighted by what
-    each token counts in the head. A linear map W moves it, q' = q + W q, so that the first stage
-    finds what the teacher would rank high:
+    What the terms of a query add to its vector, a (`e2rank.train.directions`), comes from the
+    documents alone. A teacher that is given adds a linear map W before it,
+    q' = unit(unit(q + W q) + a), so that the first stage finds what the teacher would rank high:
     KL(softmax(teacher / temperature) || softmax(scale * cosine(q', d))) over each query's
     candidates, and weight decay that pulls W to nothing.
 
     Args:
+        pull: how far the terms of a query move its vector, which has length 1.
+        ridge: of the directions of terms: added to the scatter of the documents, in units of its
+            mean eigenvalue.
         queries: pseudo-queries to make, half of them titles and sentences and half keywords, or
-            queries to take from a log.
+            queries to take from a log; 400 are asked where they only judge, 2,000 where a teacher
+            that is given trains a map on them, unless a number is given.
         depth: candidates of each; None takes 100 where the model's own token vectors teach, and
             30 with a teacher that is given, which may read every one.
         held_out: share of the queries kept back, at most 0.5: half of them choose the epoch, the
@@ -47,7 +51,9 @@ class AdaptConfig:
         seed: of pseudo-queries, split and order.
     """
 
-    queries: int = 2000
+    pull: float = 0.8
+    ridge: float = 0.03
+    queries: int | None = None
     depth: int | None = None
     held_out: float = 0.2
     epochs: int = 8
@@ -66,12 +72,11 @@ class AdaptConfig:
         """
         if not 0.0 < self.held_out <= 0.5:
             raise ValueError(f"held_out is {self.held_out}; it must be above 0, and at most 0.5")
-        least = {"queries": self.least, "epochs": 1, "lists": 1, "weight_decay": 0, "seed": 0}
-        check_ranges(
-            self,
-            least if self.depth is None else least | {"depth": 2},
-            ("learning_rate", "temperature", "scale"),
-        )
+        least = {"epochs": 1, "lists": 1, "weight_decay": 0, "seed": 0}
+        given = {"queries": self.least, "depth": 2}
+        least |= {name: low for name, low in given.items() if getattr(self, name) is not None}
+        positive = ("pull", "ridge", "learning_rate", "temperature", "scale")
+        check_ranges(self, least, positive)
 
     @property
     def least(self) -> int:
@@ -79,11 +84,57 @@ class AdaptConfig:
         return math.ceil(2 * TELLING / self.held_out)
 
 
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """How queries are to be moved.
+
+    Args:
+        pulled: whether by their terms.
+        weight: (d, d) float32 map before that, or None.
+    """
+
+    pulled: bool
+    weight: np.ndarray | None
+
+    def moved(self, found: Labelled, added: np.ndarray) -> np.ndarray:
+        """(q, d) float32 unit vectors of all queries, by the (q, d) that their terms add."""
+        queries = found.queries
+        if self.weight is not None:
+            queries = unit(queries + queries @ self.weight.T)
+        return unit(queries + added) if self.pulled else queries
+
+
+def learn(
+    found: Labelled,
+    added: np.ndarray,
+    train: Sequence[int],
+    choosing: Sequence[int],
+    config: AdaptConfig,
+) -> Learnt:
+    """Whether terms are to move queries, and the map before that, as the choosing queries say."""
+    plain, pulled = (agreement(found, choosing, found.queries + each) for each in (0, added))
+    helps = mean(pulled) > mean(plain)
+    weight = fit(found, added if helps else np.zeros_like(added), train, choosing, config)
+    return Learnt(pulled=helps, weight=weight)
+
+
 def fit(
-    found: Labelled, train: Sequence[int], choosing: Sequence[int], config: AdaptConfig
+    found: Labelled,
+    added: np.ndarray,
+    train: Sequence[int],
+    choosing: Sequence[int],
+    config: AdaptConfig,
 ) -> np.ndarray:
-    """The (d, d) float32 map that did best on the choosing queries, after any epoch."""
-    dim = found.starts.shape[1]
+    """The (d, d) float32 map that did best on the choosing queries, after any epoch.
+
+    Args:
+        found: the teacher's lists.
+        added: (q, d), what the terms of each query add.
+        train: places of the queries to learn from.
+        choosing: places of those that choose the epoch.
+        config: how.
+    """
+    dim = found.queries.shape[1]
     weight = torch.nn.Parameter(torch.zeros(dim, dim))
     optimizer = torch.optim.AdamW(
         [weight], lr=config.learning_rate, weight_decay=config.weight_decay
@@ -94,7 +145,7 @@ def fit(
     rng = np.random.default_rng(config.seed)
     for epoch in range(config.epochs):
         for batch in _batches(rng.permutation(train), config.lists):
-            loss = list_loss(weight, found, batch, config)
+            loss = list_loss(weight, added, found, batch, config)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -102,7 +153,9 @@ def fit(
         now = weight.detach().numpy().copy()
         if not np.isfinite(now).all():
             break
-        value = mean(agreement(found, choosing, now))
+        value = mean(
+            agreement(found, choosing, Learnt(pulled=True, weight=now).moved(found, added))
+        )
         _log.info("epoch %d: nDCG@10 %.4f", epoch + 1, value)
         if value > best:
             best, chosen = value, now
@@ -110,13 +163,18 @@ def fit(
 
 
 def list_loss(
-    weight: torch.Tensor, found: Labelled, batch: Sequence[int] | np.ndarray, config: AdaptConfig
+    weight: torch.Tensor,
+    added: np.ndarray,
+    found: Labelled,
+    batch: Sequence[int] | np.ndarray,
+    config: AdaptConfig,
 ) -> torch.Tensor:
-    """The mean loss of some lists."""
-    asked = torch.from_numpy(found.starts[batch])
-    moved = torch.nn.functional.normalize(asked + asked @ weight.T, dim=1)
+    """The mean loss of some lists; `added` as in `fit`."""
+    asked = torch.from_numpy(found.queries[batch])
+    mapped = torch.nn.functional.normalize(asked + asked @ weight.T, dim=1)
+    now = torch.nn.functional.normalize(mapped + torch.from_numpy(added[batch]), dim=1)
     documents = torch.from_numpy(found.documents[found.places[batch]])
-    scores = config.scale * torch.einsum("qd,qnd->qn", moved, documents)
+    scores = config.scale * torch.einsum("qd,qnd->qn", now, documents)
     labels = torch.from_numpy(found.teacher[batch])
     spread = labels.std(dim=1, keepdim=True).clamp_min(1e-6)
     labels = (labels - labels.mean(dim=1, keepdim=True)) / spread
@@ -124,19 +182,22 @@ def list_loss(
     return soft_kl(scores, labels, mask, teacher_temperature=config.temperature)
 
 
-def agreement(found: Labelled, held: Sequence[int], weight: np.ndarray | None) -> dict[str, float]:
+def agreement(found: Labelled, held: Sequence[int], queries: np.ndarray) -> dict[str, float]:
     """nDCG@10 of each query's candidates in cosine order, the teacher's first ten as gains.
 
     The gains are 10 for the teacher's first document, 9 for its second, and so on.
+
+    Args:
+        found: the teacher's lists.
+        held: places of the queries to judge.
+        queries: (q, d) vectors of all queries, as they are read.
     """
     out = {}
     for i in held:
-        asked = found.starts[i]
-        moved = found.queries[i] if weight is None else asked + weight @ asked
         best = rank(found.teacher[i])[:10]
         gains = np.zeros(found.teacher.shape[1])
         gains[best] = np.arange(len(best), 0, -1)
-        out[str(i)] = ndcg(rank(found.documents[found.places[i]] @ moved), gains)
+        out[str(i)] = ndcg(rank(found.documents[found.places[i]] @ queries[i]), gains)
     return out
 
 
