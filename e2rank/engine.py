@@ -17,7 +17,7 @@ from e2rank.hits import Hits
 from e2rank.index import Store
 from e2rank.indexed import Indexed
 from e2rank.rerank.choose import Rerank, choose
-from e2rank.rerank.refine import Refine, choose_refine
+from e2rank.rerank.refine import MaxSim, Refine, choose_refine
 from e2rank.search import Search, order_texts
 from e2rank.where import parse_where, where_from_text
 
@@ -89,7 +89,8 @@ class Engine(Indexed):
             queries: texts, none blank.
             k: documents to return.
             gather: the first stage: "dense", by cosine of vectors; "sparse", by learned sparse
-                vectors, without a model call; "multivector", by MaxSim of token vectors; "bm25",
+                vectors, without a model call unless the encoder is joined of a sparse model that
+                reads queries; "multivector", by MaxSim of token vectors; "bm25",
                 by words (`gather.bm25.Bm25`; its index is made at the first such search of a
                 commit and kept in memory); "hybrid", two of them fused (`Hybrid()`); a `Hybrid`
                 of one's own; or any `Gatherer` over the rows of this index.
@@ -122,14 +123,11 @@ class Engine(Indexed):
             where = where_from_text(where)
         whole = self.store
         store = whole if where is None else whole.where(parse_where(where))
-        how = choose_refine(refine)
-        if how is not None:
-            check_tokens(self.encoder, whole)
         search = Search(
             gatherer=choose_gatherer(gather, Sources(self.encoder, store, whole, self._bm25)),
             store=store,
             encoder=self.encoder,
-            refine=how,
+            refine=self._refine(refine, whole),
             reranker=choose(rerank, self.encoder, shown, prompt),
             k=k,
             depth=depth,
@@ -177,6 +175,7 @@ class Engine(Indexed):
         query: str,
         ranking: Sequence[tuple[str, float]],
         *,
+        refine: Refine = None,
         rerank: Rerank = True,
         prompt: Prompt | None = None,
         shown: int = 20,
@@ -187,6 +186,8 @@ class Engine(Indexed):
         Args:
             query: not blank.
             ranking: (id, score) of documents of this index, best first.
+            refine: as in `search_many`, before the rerank. All of the list is returned, so a
+                `MaxSim` prunes only if its own k is given.
             rerank: as in `search_many`, or "cosine" for the plain cosine with the query.
             prompt: as in `search_many`.
             shown: as in `search_many`.
@@ -195,7 +196,8 @@ class Engine(Indexed):
             Every document of the list; `first_score` and `first_rank` are the list's.
         Raises:
             ValueError: if the index lacks one of the documents, or the list holds one twice, is
-                not sorted or has a score that is not finite; for a blank query.
+                not sorted or has a score that is not finite; for a blank query; if the encoder or
+                the index lacks the token vectors that refining needs.
         """
         check_ranking(ranking)
         store = self.store
@@ -210,9 +212,17 @@ class Engine(Indexed):
             ),
             store=store,
             encoder=self.encoder,
+            refine=self._refine(refine, store),
             reranker=choose(rerank, self.encoder, shown, prompt),
             k=max(len(ranking), 1),
             depth=max(len(ranking), 1),
             weight=fuse,
         )
         return search.run([query])[0]
+
+    def _refine(self, refine: Refine, store: Store) -> MaxSim | None:
+        """How to refine; refused at the call where token vectors are lacking."""
+        how = choose_refine(refine)
+        if how is not None:
+            check_tokens(self.encoder, store)
+        return how

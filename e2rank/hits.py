@@ -42,7 +42,8 @@ class Hits(Sequence[Hit]):
         hits: the ranked documents.
         timings: milliseconds of each step ("gather", "refine", "rerank", "total"); a batch of
             queries shares its time out evenly.
-        model_calls: sequences the models read, the query's own among them.
+        model_calls: sequences the models read, the query's own among them, once for each model
+            that read it.
         tokens: tokens they read.
         truncated: sequences that lost tokens to a budget.
         rerank_error: why the order is that of before the rerank, or of before refining, although

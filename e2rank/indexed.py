@@ -1,5 +1,7 @@
 """An encoder and the index that it made: how the two are built, opened, changed and checked."""
 
+import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +14,8 @@ from e2rank.index import Store, build_index
 from e2rank.index.opened import Opened
 from e2rank.index.verify import check
 from e2rank.ingest import Ingest, check_same
+
+_log = logging.getLogger("e2rank")
 
 
 class Indexed:
@@ -94,8 +98,9 @@ class Indexed:
     ) -> Self:
         """Open an index with the encoder that made it, loaded by name unless given.
 
-        An adapter that `adapt` gave the index is used with an encoder loaded by name. The engine
-        goes on searching what it opened, whatever others commit, until `refresh`.
+        An adapter that `adapt` gave the index is used with an encoder loaded by name; an encoder
+        that is given is used as it is, which is logged where it holds another adapter or none. The
+        engine goes on searching what it opened, whatever others commit, until `refresh`.
 
         Args:
             folder: the index.
@@ -115,6 +120,8 @@ class Indexed:
             named = store.folder / manifest.adapter if own else manifest.encoder.name
             loaded = load_encoder(named if encoder is None else encoder)
             check_same(loaded, manifest.encoder, str(folder))
+            if adapted and encoder is not None and manifest.adapter:
+                _warn_of_another(loaded, store.folder / manifest.adapter)
         except BaseException:
             store.close()
             raise
@@ -177,6 +184,7 @@ class Indexed:
             CorpusError: for a document that cannot be indexed, or an id given twice.
             EncoderMismatch: if the encoder does not make all that the index holds.
             IndexFormatError: if another process is writing.
+            MissingExtra: if what the index is built with is not installed; nothing is encoded then.
             OSError: if the disk is full.
         """
         with self._index.change(commit=commit) as writer:
@@ -244,3 +252,16 @@ class Indexed:
         store = self.store
         store.verify()
         check(store)
+
+
+def _warn_of_another(encoder: Encoder, adapter: Path) -> None:
+    """Say that an adapted index is searched without what it was adapted by."""
+    fields = json.loads((adapter / "adapter.json").read_text(encoding="utf-8"))
+    if fields.get("fingerprint") != getattr(encoder, "adapter_fingerprint", ""):
+        _log.warning(
+            "%s was adapted, and is searched by %s without that adapter: leave the encoder out, or "
+            "export the index's own (e2rank export %s)",
+            adapter.parent,
+            encoder.name,
+            adapter.parent,
+        )

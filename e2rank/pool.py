@@ -8,7 +8,7 @@ from typing import Self, cast, overload
 import numpy as np
 
 from e2rank.documents import Candidates, Document, TokenVectors
-from e2rank.encoders import Encoding
+from e2rank.encoders import Cost, Encoding, total
 from e2rank.hits import Hit
 from e2rank.index import Store
 from e2rank.rerank import Scored
@@ -69,7 +69,7 @@ class Pool:
         base: (n,) float32, what a rerank is fused with: the first-stage scores, or refined ones.
         scores: (n,) float32, by which they are ranked now.
         cosines: whether the first-stage scores are cosines with the query.
-        spent: calls, tokens and truncations since the first stage.
+        spent: what models took since the first stage.
         vector: (d,) the query as the last reranker saw it, or None.
         error: why refining or a rerank failed, "" if none did.
         refined: how many candidates were "scored", "pruned" and "unseen"; empty if not refined.
@@ -82,7 +82,7 @@ class Pool:
     base: np.ndarray
     scores: np.ndarray
     cosines: bool = False
-    spent: tuple[int, int, int] = (0, 0, 0)
+    spent: Cost = (0, 0, 0)
     vector: np.ndarray | None = None
     error: str = ""
     query_tokens: np.ndarray | None = None
@@ -126,10 +126,8 @@ class Pool:
 
     def read(self, encoded: Encoding, place: int) -> Self:
         """The pool with its query's vectors, which is at this place of what was encoded now."""
-        share = encoded.tokens // len(encoded.vectors)
-        share += place < encoded.tokens % len(encoded.vectors)
         return replace(
-            self._spending(1, share, int(place in encoded.truncated)),
+            self._spending(encoded.costs()[place]),
             query=encoded.vectors[place],
             query_tokens=encoded.token_vectors[place],
         )
@@ -151,14 +149,13 @@ class Pool:
         own = np.empty(len(self.rows), dtype=np.float32)
         own[rank(self.scores)] = answer.scores
         return replace(
-            self._spending(answer.calls, answer.tokens, answer.truncated),
+            self._spending((answer.calls, answer.tokens, answer.truncated)),
             scores=fuse(own, self.base, weight),
             vector=answer.vector,
         )
 
-    def _spending(self, calls: int, tokens: int, truncated: int) -> Self:
-        before = self.spent
-        return replace(self, spent=(before[0] + calls, before[1] + tokens, before[2] + truncated))
+    def _spending(self, cost: Cost) -> Self:
+        return replace(self, spent=total([self.spent, cost]))
 
     def fed_back(self, store: Store, depth: int) -> Self:
         """Search with the reranked query vector; what is new joins below all others.

@@ -11,7 +11,7 @@ import numpy as np
 from e2rank.checks import check_queries as check_queries
 from e2rank.checks import check_texts
 from e2rank.documents import Candidates, TokenVectors
-from e2rank.encoders import CutTexts, Encoder, Encoding, encode_documents, token_fingerprint
+from e2rank.encoders import Cost, CutTexts, Encoder, encode_documents, token_fingerprint, total
 from e2rank.gather import Gathered, Gatherer
 from e2rank.hits import Hits
 from e2rank.index import Store
@@ -94,19 +94,21 @@ class Search:
         each = [1000 * (stop - times[0]) / len(queries) for stop in times]
         steps = zip(("gather", "refine", "rerank"), pairwise(each), strict=False)
         timings = {name: stop - start for name, (start, stop) in steps} | {"total": each[-1]}
-        costs = _shared_out(found.queries, len(queries))
+        costs = [total([cost, pool.spent]) for cost, pool in zip(_costs(found), pools, strict=True)]
         return [
             Hits(
                 query=query,
                 hits=found_hits,
                 timings=timings,
-                model_calls=cost[0] + pool.spent[0],
-                tokens=cost[1] + pool.spent[1],
-                truncated=cost[2] + pool.spent[2],
+                model_calls=calls,
+                tokens=tokens,
+                truncated=truncated,
                 rerank_error=pool.error,
                 refined=pool.refined,
             )
-            for query, found_hits, cost, pool in zip(queries, hits, costs, pools, strict=True)
+            for query, found_hits, (calls, tokens, truncated), pool in zip(
+                queries, hits, costs, pools, strict=True
+            )
         ]
 
     def _refine(self, queries: Sequence[str], pools: list[Pool]) -> list[Pool]:
@@ -185,6 +187,13 @@ def _pools(found: Gathered, n: int) -> list[Pool]:
     return pools
 
 
+def _costs(found: Gathered) -> list[Cost]:
+    """What gathering took for each query."""
+    none = [(0, 0, 0)] * len(found.rows)
+    read = found.queries.costs() if found.queries else none
+    return [total(both) for both in zip(read, found.spent or none, strict=True)]
+
+
 def fusion_weight(reranker: Reranker, asked: float | None) -> float:
     """The weight asked for, else the reranker's own, else 1."""
     return asked if asked is not None else float(getattr(reranker, "fusion_weight", 1.0))
@@ -252,14 +261,3 @@ def _checked(answer: Scored, n: int, reranker: Reranker) -> Scored:
     if scores.shape != (n,) or not np.isfinite(scores).all():
         raise ValueError(f"{reranker.name} gave scores of shape {scores.shape}, or a NaN, for {n}")
     return replace(answer, scores=scores)
-
-
-def _shared_out(encoded: Encoding | None, n: int) -> list[tuple[int, int, int]]:
-    """Calls, tokens and truncations of each of n queries; their tokens are shared out evenly."""
-    if encoded is None:
-        return [(0, 0, 0)] * n
-    cut = set(encoded.truncated)
-    return [
-        (1, encoded.tokens // n + (place < encoded.tokens % n), int(place in cut))
-        for place in range(n)
-    ]

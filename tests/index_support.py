@@ -1,8 +1,10 @@
 """A small changing index, the dict it must agree with, and the search that is only a loop."""
 
 import dataclasses
+import functools
 import random
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,34 @@ def agrees(
     if exact:
         best = sorted(expected.values(), reverse=True)[:k]
         np.testing.assert_allclose(scores, best, atol=near)
+
+
+def agrees_by_terms(
+    engine: Engine, model: Model, query: str, *, k: int, where: Mapping[str, Any] | None
+) -> None:
+    """A search by sparse vectors gives the documents that share a term with the query, best first.
+
+    The index is `SparseEncoder`'s.
+    """
+    condition, asked = parse_where(where or {}), _terms(query)
+    found = {
+        identifier: float(
+            sum(weight * asked[term] for term, weight in _terms(each["text"]).items())
+        )
+        for identifier, each in model.items()
+        if holds(condition, each["metadata"])
+    }
+    hits = engine.search(query, k, gather="sparse", rerank=False, where=where)
+    assert [hit.score for hit in hits] == sorted(filter(None, found.values()), reverse=True)[:k]
+    assert {hit.id: hit.score for hit in hits}.items() <= found.items()
+    assert len({hit.id for hit in hits}) == len(hits)
+
+
+@functools.cache
+def _terms(text: str) -> Counter[int]:
+    """What `SparseEncoder` makes of a text, by its definition."""
+    counts = Counter(zlib.crc32(word.encode()) % 23 for word in text.split())
+    return Counter({term: 1 + count for term, count in counts.items()})
 
 
 def whole(engine: Engine, model: Model, rnd: random.Random, *, exact: bool) -> None:

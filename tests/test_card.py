@@ -51,19 +51,34 @@ def test_the_card_says_what_the_index_holds() -> None:
         "fingerprint": f"`{SAMPLE.encoder.fingerprint}`",
         "dimension": "384",
         "token vectors": "none",
+        "sparse vectors": "none",
         "FAISS factory": "`Flat`",
+        "index format": "1",
         "bytes": f"{sum(entry['bytes'] for entry in SAMPLE.files.values()):,}",
     }
 
 
-def test_token_vectors_are_told() -> None:
-    told = facts(card(with_encoder(token_dim=96, tokens="abc"), "a/b"))
-    assert told["token vectors"] == "96 components"
+def test_token_vectors_and_how_they_are_kept_are_told() -> None:
+    manifest = with_encoder(token_dim=96, tokens="abc")
+    told = facts(card(manifest, "a/b"))
+    assert (told["token vectors"], told["index format"]) == ("96 components, kept as int8", "3")
+    (one,) = manifest.segments
+    both = dataclasses.replace(
+        manifest,
+        segments=[one, dataclasses.replace(one, name="000002")],
+        files={"segments/000002/token_codes.npy": {"bytes": 1, "xxh3": "0"}},
+        config=manifest.config | {"tokens": "pq", "token_factory": "IVF16,Flat"},
+    )
+    told = facts(card(both, "a/b"))
+    assert told["token vectors"] == "96 components, kept as int8 and pq"
+    assert told["FAISS factory of single tokens"] == "`IVF16,Flat`"
+    assert told["index format"] == "4"
 
 
 def test_sparse_vectors_are_told() -> None:
     told = facts(card(with_encoder(sparse_dim=30522, sparse="abc"), "a/b"))
     assert told["sparse vectors"] == "of 30,522 terms, search exact"
+    assert told["index format"] == "4"
 
 
 def test_every_file_is_there_with_size_and_hash() -> None:

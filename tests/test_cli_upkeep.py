@@ -4,7 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from index_support import EveryEncoder
 from test_cli import Run, run  # noqa: F401 - the fixture is used by name
+
+from e2rank import Engine, IndexConfig
+from e2rank.encoders.hashing import HashingEncoder
 
 RECORDS = [
     {"id": "wing", "text": "lift of a wing", "metadata": {"year": 1950}},
@@ -41,6 +45,40 @@ def test_add_delete_and_compact_say_what_they_did(
     assert (compacted["documents"], compacted["segments"]) == (2, 1)
     shown = json.loads(run("show", folder, "--verify", "--json").out)
     assert (shown["documents"], shown["deleted"], shown["segments"]) == (2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "config", "said"),
+    [
+        (
+            HashingEncoder(16),
+            IndexConfig(),
+            {"token_dim": 0, "tokens": "none", "sparse_dim": 0, "sparse": "none", "format": 3},
+        ),
+        (
+            EveryEncoder(),
+            IndexConfig(tokens="float16"),
+            {
+                **{"token_dim": 4, "tokens": "float16", "sparse_dim": 23, "sparse": "exact"},
+                "format": 4,
+            },
+        ),
+    ],
+)
+def test_show_names_token_vectors_sparse_vectors_and_the_format(
+    run: Run,  # noqa: F811
+    tmp_path: Path,
+    encoder: HashingEncoder,
+    config: IndexConfig,
+    said: dict[str, object],
+) -> None:
+    Engine.build(RECORDS, tmp_path / "index", encoder, config).close()
+    shown = json.loads(run("show", tmp_path / "index", "--json").out)
+    assert {name: shown[name] for name in said} == said
+    lines = [line.split() for line in run("show", tmp_path / "index").out.splitlines()]
+    assert [[name, str(value)] for name, value in said.items()] == [
+        line for line in lines if line[0] in said
+    ]
 
 
 def test_search_takes_a_filter_in_words(run: Run, folder: Path) -> None:  # noqa: F811

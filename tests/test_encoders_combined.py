@@ -17,15 +17,18 @@ from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
+from e2rank import Engine
 from e2rank.documents import SparseVectors
 from e2rank.encoders import Encoder, Encoding, SparseQueries
 from e2rank.encoders.colbert import ColbertEncoder
 from e2rank.encoders.combined import Combined
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.encoders.joined import load_combined, sparse_model
+from e2rank.encoders.pipeline import Pipeline
 from e2rank.encoders.presets import local_model
 from e2rank.encoders.splade import TABLE, SpladeEncoder, idf
 from e2rank.errors import EncodingError
+from e2rank.gather import Hybrid
 
 # Short, long and empty ones by turns; the longest are over the models' budget of 64 tokens.
 TEXTS = [text[: (place * 197) % 700] for place, text in enumerate(abstracts(8))]
@@ -424,6 +427,61 @@ def test_what_no_part_gives_is_refused(parts: Any) -> None:
         Combined(dense, sparse).blend()
     with pytest.raises(ValueError, match="sparse vectors of sparse_queries"):
         Combined(dense, sparse).encode_queries(QUERIES, ["sparse"])
+
+
+SEARCHES: list[dict[str, Any]] = [
+    {"rerank": False},
+    {"gather": "sparse", "rerank": False},
+    {"gather": "multivector", "rerank": False},
+    {"gather": "hybrid", "rerank": False},
+    {"gather": Hybrid(["sparse", "bm25"]), "rerank": False},
+    {"gather": Hybrid(["multivector", "sparse", "dense"]), "rerank": "listwise"},
+    {"gather": "sparse", "rerank": "tokens"},
+    {"gather": "sparse", "rerank": "prf"},
+    {"gather": "sparse", "refine": "maxsim", "rerank": "tokens"},
+    {"gather": "bm25", "rerank": True},
+]
+
+
+@pytest.mark.parametrize("table", [False, True])
+@pytest.mark.parametrize("how", SEARCHES, ids=str)
+def test_what_every_model_reads_of_a_query_is_counted(
+    folders: dict[str, str],
+    parts: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: dict[str, Any],
+    table: bool,
+) -> None:
+    dense, sparse, tokens = parts
+    if table:
+        sparse = splade(folders, query_weights=np.ones(VOCABULARY, dtype=np.float32))
+    records = [{"id": str(place), "text": text} for place, text in enumerate(TEXTS)]
+    with Engine.build(records, tmp_path / "index", Combined(dense, sparse, tokens)) as engine:
+        spent = np.zeros(3, dtype=int)
+        by_pipeline, by_hashing = Pipeline.read, HashingEncoder.encode_documents
+
+        def read(self: Pipeline, texts: Sequence[str], *rest: Any, **options: Any) -> Any:
+            rows = by_pipeline(self, texts, *rest, **options)
+            spent[:] += len(texts), rows.tokens, len(rows.truncated)
+            return rows
+
+        def hashed(self: HashingEncoder, texts: Sequence[str]) -> Encoding:
+            rows = by_hashing(self, texts)
+            spent[:] += len(texts), rows.tokens, 0
+            return rows
+
+        monkeypatch.setattr(Pipeline, "read", read)
+        monkeypatch.setattr(HashingEncoder, "encode_documents", hashed)
+        monkeypatch.setattr(HashingEncoder, "encode_queries", hashed)
+        asked = ["lift of a wing", "heat", "wing " * 100]
+        found = engine.search_many(asked, 3, **how)
+    assert [hits.rerank_error for hits in found] == [""] * 3
+    counted = [(hits.model_calls, hits.tokens, hits.truncated) for hits in found]
+    assert np.sum(counted, axis=0)[:2].tolist() == spent[:2].tolist()
+    # A query that two models cut is counted once.
+    assert [cut for _, _, cut in counted[:2]] == [0, 0]
+    assert (counted[2][2] > 0) == (spent[2] > 0)
 
 
 def test_a_part_of_the_dense_encoder_stays_where_no_model_replaces_it(parts: Any) -> None:

@@ -2,11 +2,13 @@
 
 import math
 import random
+import sys
 from pathlib import Path
 
 import pytest
 
-from e2rank.evaluate import load_beir, mean, per_query, read_run
+from e2rank.errors import MissingExtra
+from e2rank.evaluate import Answer, Collection, evaluate, load_beir, mean, per_query, read_run
 
 DL19 = Path(__file__).resolve().parents[2] / "shared" / "data" / "trec-dl19-pool"
 
@@ -138,6 +140,27 @@ def test_rankings_that_cannot_be_measured_are_refused() -> None:
         per_query({"q": {"a": 1}}, {"q": [("a", 2.0), ("a", 1.0)]})
     with pytest.raises(ValueError, match="no measure is given"):
         per_query({"q": {"a": 1}}, {}, [])
+
+
+def test_without_the_library_of_measures_its_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # What an import finds where the package is not installed.
+    monkeypatch.setitem(sys.modules, "ir_measures", None)
+    asked: list[str] = []
+
+    def ranker(query: str, text: str) -> Answer:
+        asked.append(query)
+        return Answer(ranking=[], ms=0.0)
+
+    with pytest.raises(MissingExtra, match=r"ir_measures is not installed.*'e2rank\[evaluate\]'"):
+        per_query({"q": {"a": 1}}, {"q": [("a", 1.0)]})
+    judged = Collection(
+        name="toy", split="test", folder=tmp_path, queries={"q": "heat"}, qrels={"q": {"a": 1}}
+    )
+    with pytest.raises(MissingExtra, match=r"e2rank\[evaluate\]"):
+        evaluate(judged, {"none": ranker})
+    assert asked == []
 
 
 @pytest.mark.skipif(not DL19.is_dir(), reason="the TREC DL19 lists are not beside this checkout")

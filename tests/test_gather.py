@@ -17,6 +17,7 @@ from gather_support import (
 )
 
 from e2rank import Document, Engine, Hits
+from e2rank.encoders import Encoding
 from e2rank.fusion import reciprocal_ranks, standard_scores
 from e2rank.gather import Gathered, GivenList, Hybrid
 from e2rank.index import Store
@@ -331,3 +332,27 @@ def test_texts_that_are_only_ranked_get_no_sparse_vectors(
     monkeypatch.setattr(Words, "encode_documents", watched)
     engine.rank(HEAT, ["wing", "heat"], rerank=False)
     assert [sorted(each) for each in wanted] == [["dense", "tokens"]]
+
+
+@pytest.mark.parametrize("name", ["sparse", "bm25"])
+def test_late_interaction_reads_all_queries_of_a_batch_that_no_stage_has_read_at_once(
+    engine: Engine, name: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Words, "blend", lambda self: (1.0, 1.0), raising=False)
+    queries, batches = [HEAT, "qqq zzz", FLUTTER, "wing"], list[list[str]]()
+    alone = [engine.search(query, gather=name, rerank="tokens") for query in queries]
+    read = engine.encoder.encode_queries
+
+    def noted(texts: Sequence[str]) -> Encoding:
+        batches.append(list(texts))
+        return read(texts)
+
+    monkeypatch.setattr(engine.encoder, "encode_queries", noted)
+    together = engine.search_many(queries, gather=name, rerank="tokens")
+    # What found nothing has nothing to rerank.
+    assert batches == [[HEAT, FLUTTER, "wing"]]
+    for one, other in zip(alone, together, strict=True):
+        assert ids(one) == ids(other)
+        np.testing.assert_allclose([h.score for h in one], [h.score for h in other], atol=1e-6)
+    assert [hits.model_calls for hits in together] == [1, 0, 1, 1]
+    assert sum(hits.tokens for hits in together) == sum(hits.tokens for hits in alone)

@@ -1,4 +1,7 @@
-"""Indexes of formats 1 and 2: opened, searched and filtered as they are, upgraded by a commit."""
+"""Indexes of other formats: opened, searched and filtered as they are.
+
+Those of formats 1 and 2 are upgraded by a commit; one of format 4 stays what it is.
+"""
 
 import json
 import shutil
@@ -9,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from format_4 import HELD, FourEncoder, token_rows
 from manifest_support import as_before, fields_of
 from test_index_build import (
     DOCUMENTS,
@@ -24,10 +28,12 @@ from e2rank.config import IndexConfig
 from e2rank.documents import Document
 from e2rank.errors import IndexFormatError
 from e2rank.index import BatchEncoder, EncoderInfo, Manifest, Store, Writer
+from e2rank.index.tokens import kinds_of
 from e2rank.index.verify import check, damage, repair
 from e2rank.where import holds, parse_where
 
 SAMPLE = Path(__file__).parents[1] / "indexes" / "sample"
+SAMPLE_4 = SAMPLE.with_name("sample-4")
 FACTORIES = ["Flat", "HNSW8", "IVF2,Flat"]
 FILTERS: list[dict[str, Any]] = [
     {"year": 1958},
@@ -275,3 +281,86 @@ def test_a_manifest_of_format_1_is_saved_as_one_of_format_3(sample: Path) -> Non
     manifest.save(sample)
     assert fields_of(sample)["format"] == 3
     assert Manifest.load(sample) == manifest
+    assert (manifest.format, Manifest.load(sample).format) == (1, 3)
+
+
+@pytest.fixture
+def sample_4(tmp_path: Path) -> Path:
+    """A copy of the committed index of format 4."""
+    return shutil.copytree(SAMPLE_4, tmp_path / "sample-4")
+
+
+def holds_what_it_was_made_of(
+    store: Store, documents: Sequence[Document], near: float = 0.005
+) -> None:
+    """Documents, their vectors of every kind, and searches by each of these.
+
+    Its codes are of no more words than there are codes, and a component in eight bits is within
+    1 / 254; codes of other words are only `near`.
+    """
+    check(store)
+    assert list(store) == list(documents)
+    encoder, texts, rows = FourEncoder(), [each.body for each in documents], store.rows
+    vectors = encoder.encode_documents(texts).vectors
+    np.testing.assert_allclose(store.vectors(rows), vectors, atol=1e-6)
+    for found, text in zip(store.tokens(rows), texts, strict=True):
+        np.testing.assert_allclose(found, token_rows(text), atol=near)
+    terms = encoder.sparse_queries(texts)
+    for place, row in enumerate(rows.tolist()):
+        for found, given in zip(store.sparse([row]).row(0), terms.row(place), strict=True):
+            np.testing.assert_array_equal(found, given)
+    asked = encoder.sparse_queries(["w1 w5 w30"])
+    query = dict(zip(*(each.tolist() for each in asked.row(0)), strict=True))
+    pairs = [zip(*(each.tolist() for each in terms.row(n)), strict=True) for n in range(len(texts))]
+    scores = [sum(weight * query.get(term, 0.0) for term, weight in pair) for pair in pairs]
+    best = sorted((-score, row) for score, row in zip(scores, rows.tolist(), strict=True) if score)
+    found_scores, found_rows = store.search_sparse(asked, len(best))
+    pairs_found = zip((-found_scores[0]).tolist(), found_rows[0].tolist(), strict=True)
+    assert list(pairs_found) == best
+    assert store.search(store.vectors([rows[3]]), 1)[1].tolist() == [[rows[3]]]
+    late = [(tokens @ token_rows("w5 w9").T).max(axis=0).sum() for tokens in store.tokens(rows)]
+    found_scores, found_rows = store.search_tokens([token_rows("w5 w9")], len(late))
+    np.testing.assert_allclose(found_scores[0], sorted(late, reverse=True), atol=1e-5)
+    assert sorted(found_rows[0].tolist()) == rows.tolist()
+
+
+def test_the_committed_index_of_format_4_holds_what_it_was_made_of() -> None:
+    assert json.loads((SAMPLE_4 / "manifest.json").read_bytes())["format"] == 4
+    with Store.open(SAMPLE_4, verify=True) as store:
+        assert (store.manifest.format, store.manifest.deleted) == (4, 2)
+        assert kinds_of(store.manifest) == ["int8", "pq"]
+        holds_what_it_was_made_of(store, HELD)
+
+
+def test_the_committed_index_of_format_4_takes_a_document_and_is_merged(sample_4: Path) -> None:
+    new = Document("new", "w5 w9", "Wings", {"n": 2})
+    with Store.open(sample_4) as store, Writer(store) as writer:
+        encoder, given = FourEncoder(), list[Any]()
+
+        def encode(texts: Sequence[str]) -> np.ndarray:
+            given[:] = [encoder.encode_documents(texts)]
+            return given[0].vectors
+
+        # Today's encoder may have another fingerprint, and gives the same vectors.
+        info = store.manifest.encoder
+        tokens, sparse = (lambda: given[0].token_vectors), (lambda: given[0].sparse)
+        writer.add([new], BatchEncoder(info, encode, lambda: 0, tokens, sparse))
+        writer.commit()
+        with Store.open(sample_4, verify=True) as grown:
+            holds_what_it_was_made_of(grown, [*HELD, new])
+        writer.compact()
+        writer.commit().close()
+    with Store.open(sample_4, verify=True) as store:
+        assert (store.manifest.format, store.manifest.deleted) == (4, 0)
+        assert kinds_of(store.manifest) == ["pq"]
+        holds_what_it_was_made_of(store, [*HELD, new], near=0.2)
+
+
+def test_the_postings_of_format_4_are_made_the_same_way_today(sample_4: Path) -> None:
+    whole = content(sample_4)
+    names = sorted(name for name in whole if "postings" in name)
+    for name in names:
+        (sample_4 / name).unlink()
+    assert sorted(repair(sample_4).rebuilt) == names
+    assert {name: content(sample_4)[name] for name in names} == {n: whole[n] for n in names}
+    assert len(names) == 6

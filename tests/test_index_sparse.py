@@ -5,7 +5,8 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -593,7 +594,8 @@ def test_seismic_without_sparse_vectors_or_without_its_package_is_refused_at_onc
 ) -> None:
     with pytest.raises(ValueError, match="the encoder makes no sparse vectors"):
         make(tmp_path / "index", SparseEncoder(sparse=False), sparse="seismic")
-    monkeypatch.setattr(seismic, "find_spec", lambda name: None)
+    # As if no module of that name were there.
+    monkeypatch.setitem(sys.modules, "seismic", None)
     with pytest.raises(MissingExtra, match=r"e2rank\[seismic\]"):
         make(tmp_path / "index", sparse="seismic")
     assert not (tmp_path / "index").exists()
@@ -676,6 +678,38 @@ def test_small_segments_are_searched_exactly_and_merged_ones_by_seismic(large: P
             writer.compact()
             writer.commit().close()
     assert [name for name in Manifest.load(large).files if name.endswith("sparse.seismic")]
+
+
+@pytest.mark.parametrize(("count", "refused"), [(19, False), (20, True), (50, True)])
+def test_a_change_that_needs_seismic_is_refused_without_it_before_anything_is_read(
+    large: Path, monkeypatch: pytest.MonkeyPatch, count: int, refused: bool
+) -> None:
+    read = list[str]()
+
+    class Noting(SparseEncoder):
+        def encode_documents(self, texts: Sequence[str], want: Any = None) -> Encoding:
+            read.extend(texts)
+            return super().encode_documents(texts, want)
+
+    before, new = content(large), [{"id": f"new{n}", "text": f"w{n} w2"} for n in range(count)]
+    monkeypatch.setitem(sys.modules, "seismic", None)
+    with Store.open(large) as store, Writer(store) as writer:
+        encoder = Ingest(Noting(), store.manifest.encoder).batches
+        if refused:
+            with pytest.raises(MissingExtra, match=r"e2rank\[seismic\]"):
+                writer.add(iter(new), encoder)
+            assert read == []
+            writer.delete(["1"])
+            with pytest.raises(MissingExtra, match=r"e2rank\[seismic\]"):
+                writer.compact()
+        else:
+            assert writer.add(iter(new), encoder) == count == len(read)
+            writer.commit().close()
+    if refused:
+        assert content(large) == before
+    with Store.open(large, verify=True) as store:
+        assert len(store) == len(RECORDS) + (0 if refused else count)
+        finds_the_best(store, 5)
 
 
 def test_seismic_is_built_the_same_way_again_and_repaired(large: Path, tmp_path: Path) -> None:

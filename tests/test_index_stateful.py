@@ -20,10 +20,20 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from index_support import DIM, FILTERS, WORDS, Model, agrees, by_id, document, held
+from index_support import (
+    DIM,
+    FILTERS,
+    WORDS,
+    Model,
+    SparseEncoder,
+    agrees,
+    agrees_by_terms,
+    by_id,
+    document,
+    held,
+)
 
 from e2rank import Engine, IndexConfig
-from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import IndexFormatError
 from e2rank.index import making
 from e2rank.index.verify import check, damage
@@ -41,11 +51,12 @@ class Changing(RuleBasedStateMachine):
     """A writing engine, a reading one that lags behind, and the dicts that they must agree with."""
 
     factory = "Flat"
+    sparse = True
 
     def __init__(self) -> None:
         super().__init__()
         self.home = Path(tempfile.mkdtemp())
-        self.folder, self.encoder = self.home / "index", HashingEncoder(DIM)
+        self.folder, self.encoder = self.home / "index", SparseEncoder(DIM, sparse=self.sparse)
         self.model: Model = {}  # with what is not committed
         self.durable: Model = {}
         self.seen: Model = {}  # by the reader
@@ -121,6 +132,8 @@ class Changing(RuleBasedStateMachine):
         exact = self.factory == "Flat"
         for engine, model in ((self.engine, self.durable), (self.reader, self.seen)):
             agrees(engine, model, query, k=k, where=where, exact=exact)
+            if self.sparse:
+                agrees_by_terms(engine, model, query, k=k, where=where)
 
     @rule()
     def everything_fits(self) -> None:
@@ -164,18 +177,29 @@ class Changing(RuleBasedStateMachine):
 
 
 # Small and large against the 40 documents: no merge keeps an approximate segment, or all do.
-CASES = [("Flat", 10), ("Flat", 10_000), ("HNSW8", 5), ("HNSW8", 25), ("IVF2,Flat", 3)]
+# Sparse vectors take half the time again, so two cases have them.
+CASES = [
+    ("Flat", 10, True),
+    ("Flat", 10_000, False),
+    ("HNSW8", 5, False),
+    ("HNSW8", 25, True),
+    ("IVF2,Flat", 3, False),
+]
 EXAMPLES, STEPS = 13, 40
 
 
-@pytest.mark.parametrize(("factory", "small"), CASES)
+@pytest.mark.parametrize(("factory", "small", "sparse"), CASES)
 def test_changes_leave_what_a_dict_holds(
-    factory: str, small: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    factory: str,
+    small: int,
+    sparse: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.ERROR, "e2rank")
     monkeypatch.setattr(making, "SMALL", small)
     monkeypatch.setattr("os.fsync", lambda handle: None)
-    machine = type("Case", (Changing,), {"factory": factory})
+    machine = type("Case", (Changing,), {"factory": factory, "sparse": sparse})
     # The same steps every time: what fails here fails everywhere.
     with patch.object(logging.getLogger("e2rank"), "disabled", True):
         run_state_machine_as_test(

@@ -318,3 +318,33 @@ def test_an_encoder_or_an_index_without_token_vectors_is_refused_at_the_call(
         pytest.raises(ValueError, match=says),
     ):
         Engine(Words(tokens=asked), built.store).search(HEAT, refine="maxsim")
+    given = [(documents[0].id, 1.0)]
+    with (
+        Engine.open(tmp_path / "index", Words(tokens=held)) as built,
+        pytest.raises(ValueError, match=says),
+    ):
+        Engine(Words(tokens=asked), built.store).rerank(HEAT, given, refine="maxsim")
+
+
+@pytest.mark.parametrize("how", ["maxsim", MaxSim(alpha=0.1, beta=3, k=4)])
+@pytest.mark.parametrize("rerank", [False, "prf", "listwise", "tokens"])
+def test_a_given_list_is_refined_as_a_search_refines_what_it_gathered(
+    engine: Engine, how: Any, rerank: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Words, "blend", lambda self: (1.0, 1.0), raising=False)
+    first = engine.search(HEAT, 20, gather="bm25", rerank=False)
+    given = [(hit.id, hit.score) for hit in first]
+    hits = engine.rerank(HEAT, given, refine=how, rerank=rerank)
+    wanted = engine.search(HEAT, 20, gather="bm25", refine=how, rerank=rerank, depth=20)
+    assert hits.hits == wanted.hits
+    assert (hits.refined, hits.model_calls) == (wanted.refined, wanted.model_calls)
+    assert sum(hits.refined.values()) == 20
+    assert (hits.refined["scored"] < 20) == (how != "maxsim")
+
+
+def test_a_given_list_is_pruned_only_if_a_k_is_given(engine: Engine) -> None:
+    given = [("1", 9.0), ("2", 1.0), ("3", 0.5)]
+    for k, scored in ((None, 3), (1, 1)):
+        hits = engine.rerank(HEAT, given, refine=MaxSim(alpha=0.0, k=k), rerank=False)
+        assert (len(hits), hits.refined["scored"]) == (3, scored)
+    assert len(engine.rerank(HEAT, [], refine="maxsim")) == 0

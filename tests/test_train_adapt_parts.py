@@ -615,3 +615,14 @@ def test_a_recipe_with_a_token_dim_trains_a_token_head(
     assert Adapter.load(out).about["recipe"]["steps"] == 2
     recipe.write_text("token_dim = ")
     assert "is not TOML" in run("train", recipe)[2]
+
+
+def test_an_adapted_index_says_that_a_given_encoder_is_not_adapted(
+    kept: Path, head: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for given in (None, str(own(kept))):
+        Engine.open(kept, given).close()
+    Engine.open(kept, head, adapted=False).close()
+    assert not caplog.records
+    Engine.open(kept, head).close()
+    assert f"{kept} was adapted, and is searched by {head} without" in caplog.text

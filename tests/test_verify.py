@@ -1,16 +1,18 @@
 """What verify finds, and what repair makes right without guessing."""
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from index_support import EveryEncoder
 
 from e2rank import Engine, IndexConfig
 from e2rank.encoders.hashing import HashingEncoder
-from e2rank.errors import IndexFormatError
-from e2rank.index import Manifest, Store, files
+from e2rank.errors import IndexFormatError, MissingExtra
+from e2rank.index import Manifest, Store, Writer, dense, files, making
 from e2rank.index.verify import check, damage, repair
 
 FAISS = "segments/000001/dense.faiss"
@@ -143,3 +145,99 @@ def test_parts_that_do_not_fit_are_told_though_every_hash_is_right(
     assert damage(folder) == {}
     with Store.open(folder) as store, pytest.raises(IndexFormatError, match=message):
         check(store)
+
+
+SEGMENT = "segments/000001"
+DERIVED = {
+    *("dense.faiss", "tokens.faiss", "sparse.seismic"),
+    *("postings_rows.npy", "postings_weights.npy", "postings_ends.npy"),
+}
+REPAIR, RESTORE = "; run e2rank repair", "; restore it from a copy, or build the index again"
+
+
+@pytest.fixture
+def every(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An index with a file of every kind."""
+    pytest.importorskip("seismic")
+    monkeypatch.setattr(making, "SMALL", 20)
+    folder = tmp_path / "every"
+    made_of(TEXTS, folder).close()
+    with Store.open(folder) as store, Writer(store) as writer:
+        writer.delete(["7"])
+        writer.put_adapter(adapter)
+        writer.commit().close()
+    return folder
+
+
+def adapter(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"some of them")
+
+
+def made_of(texts: list[str], folder: Path) -> Engine:
+    config = IndexConfig(factory="HNSW8", token_factory="Flat", sparse="seismic")
+    records = [{"id": str(number), "text": text} for number, text in enumerate(texts)]
+    return Engine.build(records, folder, EveryEncoder(), config)
+
+
+def test_a_message_names_repair_for_just_those_files_that_it_makes_again(every: Path) -> None:
+    names = list(Manifest.load(every).files)
+    assert {Path(name).name for name in names} >= DERIVED
+    for name in names:
+        whole = (every / name).read_bytes()
+        for spoil in (flip, Path.unlink, lambda path: path.write_bytes(b"")):
+            spoil(every / name)
+            (message,) = damage(every).values()
+            done = repair(every)
+            if Path(name).name in DERIVED:
+                assert message.endswith("run e2rank repair")
+                assert (done.rebuilt, done.left) == ([name], {})
+            else:
+                assert message.endswith("restore it from a copy, or build the index again")
+                assert (done.rebuilt, done.left) == ([], {name: message})
+                (every / name).write_bytes(whole)
+            assert (every / name).read_bytes() == whole
+
+
+def test_arrays_of_another_shape_are_refused_with_what_to_do_about_them(every: Path) -> None:
+    names = [name for name in Manifest.load(every).files if name.endswith(".npy")]
+    assert len(names) == 10
+    for name in names:
+        whole = (every / name).read_bytes()
+        np.save(every / name, np.load(every / name)[1:])
+        resealed(every, name)
+        with pytest.raises(IndexFormatError) as caught:
+            Store.open(every)
+        assert str(caught.value).endswith(REPAIR if Path(name).name in DERIVED else RESTORE)
+        (every / name).write_bytes(whole)
+        resealed(every, name)
+
+
+@pytest.mark.parametrize("name", sorted(DERIVED))
+def test_derived_files_of_other_documents_are_made_again_though_their_hashes_are_right(
+    every: Path, tmp_path: Path, name: str
+) -> None:
+    made_of(TEXTS[:40], tmp_path / "other").close()
+    whole = (every / SEGMENT / name).read_bytes()
+    shutil.copy(tmp_path / "other" / SEGMENT / name, every / SEGMENT / name)
+    resealed(every, f"{SEGMENT}/{name}")
+    assert damage(every) == {}
+    with pytest.raises(IndexFormatError, match=REPAIR), Store.open(every) as store:
+        check(store)
+    assert f"{SEGMENT}/{name}" in repair(every).rebuilt
+    assert (every / SEGMENT / name).read_bytes() == whole
+    with Store.open(every, verify=True) as store:
+        check(store)
+    assert repair(every).rebuilt == []
+
+
+def test_what_cannot_be_read_for_want_of_a_package_is_not_called_damaged(
+    every: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise MissingExtra("faiss", extra="cpu")
+
+    monkeypatch.setattr(dense, "load_faiss", missing)
+    assert repair(every).rebuilt == []
+    with pytest.raises(MissingExtra, match="faiss is not installed"):
+        Store.open(every)

@@ -35,6 +35,7 @@ from e2rank.evaluate.protocol import Ranker as Ask
 from e2rank.evaluate.protocol import evaluate as run_evaluation
 from e2rank.evaluate.trec import Run, read_run
 from e2rank.index import Store
+from e2rank.index.tokens import kinds_of
 from e2rank.index.verify import check
 from e2rank.where import where_from_text
 
@@ -286,7 +287,7 @@ def _index_listed(collection: Collection, lists: Run, folder: Path, encoder: str
 
 
 def _show(store: Store, *, as_json: bool) -> None:
-    manifest = store.manifest
+    manifest, config = store.manifest, store.manifest.index_config
     fields = {
         "folder": str(store.folder),
         "documents": len(store),
@@ -297,7 +298,12 @@ def _show(store: Store, *, as_json: bool) -> None:
         "encoder": manifest.encoder.name,
         "fingerprint": manifest.encoder.fingerprint,
         "dim": store.dim,
-        "factory": manifest.config["factory"],
+        "factory": config.factory,
+        "token_dim": store.token_dim,
+        "tokens": " and ".join(kinds_of(manifest)) or "none",
+        "sparse_dim": store.sparse_dim,
+        "sparse": config.sparse if store.sparse_dim else "none",
+        "format": manifest.format,
         "bytes": manifest.bytes,
     }
     if as_json:

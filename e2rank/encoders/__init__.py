@@ -1,9 +1,9 @@
 """From text to vectors. `Encoder` is the seam: any object with these three methods will do."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from e2rank.contract import Contract
 from e2rank.documents import SparseVectors
 
 __all__ = [
+    "Cost",
     "CutTexts",
     "Encoder",
     "Encoding",
@@ -19,8 +20,10 @@ __all__ = [
     "check_wanted",
     "difference",
     "encode_documents",
+    "encode_sparse_queries",
     "sparse_fingerprint",
     "token_fingerprint",
+    "total",
 ]
 
 _log = logging.getLogger("e2rank")
@@ -29,6 +32,9 @@ Want = Literal["dense", "sparse", "tokens"]
 """A kind of representation of a document."""
 
 PARTS = ("weights", "tokenizer", "contract")
+
+Cost = tuple[int, int, int]
+"""Calls of models, tokens that they read, and texts that lost tokens to a budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,8 @@ class Encoding:
         token_vectors: a (t, p) float32 matrix a text, for late interaction: unit rows of a
             document; of a query, rows whose lengths are the shares of its tokens. Empty where the
             encoder gives none.
-        sparse: the learned sparse vectors of n documents, or None where the encoder gives none.
+        sparse: the learned sparse vectors of n texts, or None where the encoder gives none.
+        calls: how many models read each text.
     """
 
     vectors: np.ndarray
@@ -50,6 +57,25 @@ class Encoding:
     truncated: tuple[int, ...] = ()
     token_vectors: tuple[np.ndarray, ...] = ()
     sparse: SparseVectors | None = None
+    calls: int = 1
+
+    def costs(self) -> list[Cost]:
+        """What each text took; the tokens are shared out evenly."""
+        n, cut = len(self.vectors), set(self.truncated)
+        return [
+            (self.calls, self.tokens // n + (place < self.tokens % n), int(place in cut))
+            for place in range(n)
+        ]
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """All of them together.
+
+    >>> total([(1, 10, 0), (2, 5, 1)]), total([])
+    ((3, 15, 1), (0, 0, 0))
+    """
+    calls, tokens, truncated = zip((0, 0, 0), *costs, strict=True)
+    return sum(calls), sum(tokens), sum(truncated)
 
 
 class CutTexts:
@@ -149,6 +175,19 @@ def encode_documents(encoder: Encoder, texts: Sequence[str], want: Collection[Wa
         given: Any = encoder
         return given.encode_documents(texts, want=want)
     return encoder.encode_documents(texts)
+
+
+def encode_sparse_queries(encoder: Any, texts: Sequence[str]) -> Encoding:
+    """The sparse vectors of n queries beside vectors of (n, 0), and what reading them took.
+
+    A model reads them where the encoder has a method of this name. Else they are `sparse_queries`,
+    read from a table, which costs nothing.
+    """
+    reads = getattr(encoder, "encode_sparse_queries", None)
+    if reads is not None:
+        return cast(Encoding, reads(texts))
+    none = np.zeros((len(texts), 0), dtype=np.float32)
+    return Encoding(none, sparse=encoder.sparse_queries(texts), calls=0)
 
 
 def sparse_fingerprint(encoder: Encoder) -> str:

@@ -238,6 +238,7 @@ class Adapter:
             "base": self.base,
             "base_name": self.base_name,
             "weights": weights_digest(self.weights),
+            "fingerprint": self.fingerprint,
             "lora_scale": self.lora_scale,
             "contract": self.contract.to_dict(),
             "about": self.about,

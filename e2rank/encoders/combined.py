@@ -13,6 +13,7 @@ from e2rank.encoders import (
     Encoding,
     Want,
     check_wanted,
+    encode_sparse_queries,
     sparse_fingerprint,
     token_fingerprint,
 )
@@ -179,6 +180,16 @@ class Combined:
         check_wanted(self, ["sparse"])
         return cast(SparseModel, self.sparse).sparse_queries(texts)
 
+    def encode_sparse_queries(self, texts: Sequence[str]) -> Encoding:
+        """The same beside vectors of (n, 0), and what reading them took.
+
+        Raises:
+            ValueError: if there are no sparse vectors.
+            EncodingError: if the model gives a NaN or an infinity.
+        """
+        check_wanted(self, ["sparse"])
+        return encode_sparse_queries(self.sparse, texts)
+
     def encode_prompts(
         self, queries: Sequence[str], documents: Sequence[Sequence[str]]
     ) -> Encoding:
@@ -218,4 +229,5 @@ def _merged(count: int, read: dict[Want, Encoding]) -> Encoding:
         truncated=tuple(sorted({place for each in once for place in each.truncated})),
         token_vectors=read["tokens"].token_vectors if "tokens" in read else (),
         sparse=read["sparse"].sparse if "sparse" in read else None,
+        calls=sum(each.calls for each in once),
     )

@@ -71,9 +71,11 @@ def load_encoder(encoder: str | Path | Encoder, *, device: str | None = None) ->
             an ONNX bundle; a sentence-transformers name or folder; or several joined by `+`, which
             give the dense, the sparse and the token vectors: "minilm+splade-tiny",
             "minilm++colbert-small". An encoder is given back as it is.
-        device: a torch device; None takes the GPU when there is one.
+        device: a torch device; None takes the GPU when there is one. A bundle runs on the CPU
+            unless it is "cuda".
     Raises:
-        ValueError: if the name is neither a preset, a folder, nor a model that can be fetched.
+        ValueError: if the name is neither a preset, a folder, nor a model that can be fetched, or
+            nothing here runs it on the device.
         MissingExtra: if the package that holds or runs the model is not installed.
     """
     if not isinstance(encoder, str | Path):
@@ -82,9 +84,7 @@ def load_encoder(encoder: str | Path | Encoder, *, device: str | None = None) ->
     if match := re.fullmatch(r"hashing(?:-(\d+))?", name):
         return HashingEncoder(int(match[1] or 256))
     if is_bundle(Path(name)):
-        from e2rank.encoders.onnx import OnnxEncoder
-
-        return OnnxEncoder(name)
+        return _bundle(name, device)
     if "+" in name and not Path(name).exists():
         from e2rank.encoders.joined import load_combined
 
@@ -94,6 +94,18 @@ def load_encoder(encoder: str | Path | Encoder, *, device: str | None = None) ->
     if name not in PRESETS and (Path(name) / "adapter.json").is_file():
         return _adapted(Path(name), device)
     return PRESETS.get(name, _any_model)(name, device)
+
+
+def _bundle(name: str, device: str | None) -> Encoder:
+    from e2rank.encoders.onnx import OnnxEncoder
+
+    providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+    if (device or "cpu") not in providers:
+        raise ValueError(
+            f"device is {device!r}; a bundle runs on {' or '.join(providers)}, or open it by "
+            "OnnxEncoder(folder, provider=...)"
+        )
+    return OnnxEncoder(name, provider=providers[device or "cpu"])
 
 
 def _minilm(name: str, device: str | None) -> Encoder:

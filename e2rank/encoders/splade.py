@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -118,11 +118,22 @@ class SpladeEncoder:
         Raises:
             EncodingError: if the model gives a NaN or an infinity.
         """
+        return cast(SparseVectors, self.encode_sparse_queries(texts).sparse)
+
+    def encode_sparse_queries(self, texts: Sequence[str]) -> Encoding:
+        """The same beside vectors of (n, 0), and what reading them took: nothing with a table.
+
+        Raises:
+            EncodingError: if the model gives a NaN or an infinity.
+        """
+        none = np.zeros((len(texts), 0), dtype=np.float32)
         if self._table is not None:
             prefixed = [f"{self._prefix}{text}" for text in texts]
-            return sparse_queries(self._asked.words, prefixed, self._table)
+            sparse = sparse_queries(self._asked.words, prefixed, self._table)
+            return Encoding(none, sparse=sparse, calls=0)
         read = self._asked.read(texts, self._rows(self._most), self.batch_tokens, **self._options())
-        return SparseVectors.of(read.rows)
+        sparse = SparseVectors.of(read.rows)
+        return Encoding(none, tokens=read.tokens, truncated=read.truncated, sparse=sparse)
 
     def _options(self) -> dict[str, Any]:
         return {"max_active_dims": self._most} if self._most else {}

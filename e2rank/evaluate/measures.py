@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from e2rank.errors import MissingExtra
 from e2rank.evaluate.trec import Qrels
 
 MEASURES = ("nDCG@10", "RR@10", "R@100", "AP@100")
@@ -23,10 +24,9 @@ def per_query(
     Raises:
         ValueError: for a measure ir_measures does not know or cannot compute here, or a ranking
             with a NaN or the same document twice.
+        MissingExtra: if ir_measures is not installed.
     Source: pessimistic ties, McSherry & Najork 2008; measures as trec_eval computes them.
     """
-    import ir_measures
-
     parsed = parse_measures(measures)
     scored = {
         query: _untied(query, run[query], judged)
@@ -36,7 +36,7 @@ def per_query(
     out: PerQuery = {name: dict.fromkeys(qrels, 0.0) for name in measures}
     if not scored:
         return out
-    for value in ir_measures.iter_calc(list(parsed.values()), qrels, scored):
+    for value in _ir_measures().iter_calc(list(parsed.values()), qrels, scored):
         # Two names can mean one measure: MRR@10 is RR@10.
         for name in (name for name, measure in parsed.items() if measure == value.measure):
             out[name][value.query_id] = float(value.value)
@@ -48,6 +48,7 @@ def parse_measures(names: Sequence[str]) -> dict[str, Any]:
 
     Raises:
         ValueError: if there is none, or for one it does not know or cannot compute here.
+        MissingExtra: if ir_measures is not installed.
     """
     if not names:
         raise ValueError(f"no measure is given; examples are {', '.join(MEASURES)}")
@@ -59,13 +60,20 @@ def mean(values: Mapping[str, float]) -> float:
     return sum(values.values()) / len(values)
 
 
-def _parse(name: str) -> Any:
-    import ir_measures
-
-    providers: Any = ir_measures.DefaultPipeline
+def _ir_measures() -> Any:
+    """The library, imported where something is measured: it brings SciPy with it."""
     try:
-        measure = ir_measures.parse_measure(name)
-        known = bool(providers.supports(measure))
+        import ir_measures
+    except ImportError as error:
+        raise MissingExtra("ir_measures", extra="evaluate") from error
+    return ir_measures
+
+
+def _parse(name: str) -> Any:
+    library = _ir_measures()
+    try:
+        measure = library.parse_measure(name)
+        known = bool(library.DefaultPipeline.supports(measure))
         # trec_eval ends the whole process on a cutoff of 0.
         known = known and measure.params.get("cutoff", 1) >= 1
     # What ir_measures raises for a parameter it does not know, or a value it cannot take.

@@ -72,6 +72,7 @@ def evaluate(
     Raises:
         ValueError: if there is no ranker or no such baseline, a measure is unknown, or an answer
             is no permutation.
+        MissingExtra: if ir_measures is not installed.
     """
     # Before any work, which may take hours.
     parse_measures(measures)

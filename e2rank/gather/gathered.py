@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from e2rank.encoders import Encoding
+from e2rank.encoders import Cost, Encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Gathered:
         absent: what every row scores that is not found, where a list ends before the rows that were
             asked for; None where that is not known.
         cosines: whether the scores are cosines of `queries.vectors` with the stored vectors.
+        spent: what models took that read each query for this stage alone; empty if none did.
     """
 
     scores: np.ndarray
@@ -28,6 +29,7 @@ class Gathered:
     queries: Encoding | None = None
     cosines: bool = False
     absent: float | None = None
+    spent: Sequence[Cost] = ()
 
 
 @runtime_checkable

@@ -1,12 +1,12 @@
 """Several first stages, fused into one list a query."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from e2rank.encoders import Encoder, Encoding
+from e2rank.encoders import Encoder, Encoding, total
 from e2rank.fusion import Found, check_k, check_weights, reciprocal_ranks, standard_scores
 from e2rank.gather.gathered import FromEncoded, Gathered, Gatherer
 
@@ -103,7 +103,9 @@ class HybridGatherer:
             for some in lists
         ]
         fused = [self.hybrid.fused(*both) for both in zip(lists, absent, strict=True)]
-        return _padded(fused, k, encoded)
+        # Of each query, what all parts took.
+        spent = zip(*(part.spent for part in each if part.spent), strict=True)
+        return replace(_padded(fused, k, encoded), spent=[total(costs) for costs in spent])
 
 
 def _members(found: Gathered, place: int) -> Found:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
-from e2rank.encoders import Encoder, SparseQueries, sparse_fingerprint
+from e2rank.documents import SparseVectors
+from e2rank.encoders import Encoder, SparseQueries, encode_sparse_queries, sparse_fingerprint
 from e2rank.gather.gathered import Gathered
 from e2rank.index import Store
 
@@ -12,9 +14,8 @@ from e2rank.index import Store
 class SparseGatherer:
     """Dot product of the queries' sparse vectors with those of a store.
 
-    The encoder here is one whose queries are read from a table, such as `minilm`: no model reads a
-    query, so there is no vector of it after this stage, and no model call is counted. (A separate
-    sparse model that reads its queries is not counted either.)
+    Where the encoder's queries are read from a table, as `minilm`'s, this costs no model call; a
+    separate model that reads them is counted. Neither gives what comes after vectors of the query.
     """
 
     encoder: SparseQueries
@@ -22,8 +23,9 @@ class SparseGatherer:
 
     def gather(self, queries: Sequence[str], k: int) -> Gathered:
         """The best k rows of each query; fewer where fewer share a term with it."""
-        scores, rows = self.store.search_sparse(self.encoder.sparse_queries(queries), k)
-        return Gathered(scores, rows, absent=0.0)
+        read = encode_sparse_queries(self.encoder, queries)
+        scores, rows = self.store.search_sparse(cast(SparseVectors, read.sparse), k)
+        return Gathered(scores, rows, absent=0.0, spent=read.costs())
 
 
 def has_sparse(encoder: Encoder, store: Store) -> bool:

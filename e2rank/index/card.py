@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 
 from e2rank.index.manifest import Manifest
+from e2rank.index.tokens import kinds_of
 
 SHOWN = 1000
 """Files that a card lists."""
@@ -55,10 +56,14 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     yield "encoder", _code(path.name if path.is_absolute() else encoder.name)
     yield "fingerprint", _code(encoder.fingerprint)
     yield "dimension", f"{encoder.dim:,}"
-    yield "token vectors", f"{encoder.token_dim:,} components" if encoder.token_dim else "none"
-    if encoder.sparse_dim:
-        yield "sparse vectors", f"of {encoder.sparse_dim:,} terms, search {config.sparse}"
-    yield "FAISS factory", _code(manifest.config["factory"])
+    kinds = f"{encoder.token_dim:,} components, kept as {' and '.join(kinds_of(manifest))}"
+    yield "token vectors", kinds if encoder.token_dim else "none"
+    terms = f"of {encoder.sparse_dim:,} terms, search {config.sparse}"
+    yield "sparse vectors", terms if encoder.sparse_dim else "none"
+    yield "FAISS factory", _code(config.factory)
+    if config.token_factory:
+        yield "FAISS factory of single tokens", _code(config.token_factory)
+    yield "index format", f"{manifest.format}"
     yield "bytes", f"{manifest.bytes:,}"
 
 

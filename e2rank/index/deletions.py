@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from e2rank.errors import IndexFormatError
-from e2rank.index.files import check_file, write_atomically
+from e2rank.index.files import check_file, damaged, write_atomically
 from e2rank.index.manifest import Manifest, SegmentInfo
 from e2rank.index.target import DELETED
 
@@ -21,14 +20,14 @@ def read_alive(folder: Path, manifest: Manifest, info: SegmentInfo) -> np.ndarra
         return None
     path, alive = folder / info.deletions, np.ones(info.count, dtype=bool)
     if info.deletions not in manifest.files:
-        raise IndexFormatError(f"{folder} is damaged: its manifest names no {info.deletions}")
+        raise damaged(folder, f"its manifest names no {info.deletions}")
     check_file(path, manifest.files[info.deletions])
     try:
         alive[np.load(path, allow_pickle=False)] = False
     except Exception as error:  # numpy raises what it likes
-        raise IndexFormatError(f"{path} is damaged: {error}") from error
+        raise damaged(path, error) from error
     if info.count - np.count_nonzero(alive) != info.deleted:
-        raise IndexFormatError(f"{path} is damaged: expected {info.deleted} rows")
+        raise damaged(path, f"expected {info.deleted} rows")
     return alive
 
 

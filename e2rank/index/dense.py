@@ -13,7 +13,7 @@ import numpy as np
 
 from e2rank.config import IndexConfig
 from e2rank.errors import MissingExtra
-from e2rank.index.files import sync_file
+from e2rank.index.files import damaged, sync_file
 
 CHUNK = 65_536
 """Rows read from the mapped vectors at a time."""
@@ -86,6 +86,24 @@ def read(path: Path, config: IndexConfig | None = None) -> Any:
         for value, parameter in ((config.nprobe, "nprobe"), (config.ef_search, "efSearch")):
             if value is not None:
                 _set(faiss, index, parameter, value, config.factory)
+    return index
+
+
+def opened(path: Path, config: IndexConfig, shape: tuple[int, int]) -> Any:
+    """`read`, of an index that must hold so many rows of such a length.
+
+    Raises:
+        IndexFormatError: if it is no such index.
+        MissingExtra: if FAISS is not installed.
+    """
+    try:
+        index = read(path, config)
+    except MissingExtra:
+        raise
+    except Exception as error:  # FAISS raises what it likes
+        raise damaged(path, error) from error
+    if (index.ntotal, index.d) != shape:
+        raise damaged(path, f"it holds {(index.ntotal, index.d)}, expected {shape}")
     return index
 
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,9 @@ import xxhash
 from e2rank.errors import IndexFormatError
 
 LOCK = ".lock"
+
+_DERIVED = re.compile(r".*\.(faiss|seismic)|postings_.*")
+"""Names of files that are made from others of their segment, see `derived`."""
 
 _log = logging.getLogger("e2rank")
 
@@ -54,6 +58,23 @@ def file_entry(path: Path) -> dict[str, int | str]:
     return {"bytes": path.stat().st_size, "xxh3": state.hexdigest()}
 
 
+def remedy(path: Path) -> str:
+    """What to do about a damaged file, for a message.
+
+    >>> remedy(Path("segments/000001/dense.faiss"))
+    'run e2rank repair'
+    """
+    if _DERIVED.fullmatch(path.name):
+        return "run e2rank repair"
+    return "restore it from a copy, or build the index again"
+
+
+def damaged(path: Path, what: object) -> IndexFormatError:
+    """The error for a file that is not what was written, in one line."""
+    reason = [*str(what).strip().splitlines(), type(what).__name__][0]
+    return IndexFormatError(f"{path} is damaged: {reason}; {remedy(path)}")
+
+
 def check_size(path: Path, entry: Mapping[str, Any]) -> None:
     """Compare a file's size with its entry in the manifest.
 
@@ -61,10 +82,10 @@ def check_size(path: Path, entry: Mapping[str, Any]) -> None:
         IndexFormatError: naming the file, if it is missing or of another size.
     """
     if not path.is_file():
-        raise IndexFormatError(f"{path} is missing: the index is damaged")
+        raise IndexFormatError(f"{path} is missing: {remedy(path)}")
     if (size := path.stat().st_size) != entry["bytes"]:
         raise IndexFormatError(
-            f"{path} has {size} bytes, expected {entry['bytes']}: the index is damaged"
+            f"{path} has {size} bytes, expected {entry['bytes']}: {remedy(path)}"
         )
 
 
@@ -76,10 +97,7 @@ def check_file(path: Path, entry: Mapping[str, Any]) -> None:
     """
     check_size(path, entry)
     if file_entry(path) != entry:
-        raise IndexFormatError(
-            f"{path} is damaged: it differs from the manifest's hash; run e2rank repair, or "
-            "restore the file"
-        )
+        raise damaged(path, "it differs from the manifest's hash")
 
 
 @contextlib.contextmanager

@@ -5,12 +5,14 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
 from e2rank.config import IndexConfig
-from e2rank.index import codec
+from e2rank.documents import Document
+from e2rank.index import codec, seismic
 from e2rank.index.codec import Codebook
 from e2rank.index.files import check_file
 from e2rank.index.finish import finish
@@ -66,6 +68,27 @@ class Maker:
         """Make segments for the index of `base`, under numbers that it never used."""
         self._base, self.next = base, base.manifest.next_segment
         self._book = next(filter(None, map(_book, base.segments)), None)
+
+    def check(self, count: int) -> None:
+        """Refuse to begin a segment of so many documents that cannot be finished here.
+
+        Raises:
+            MissingExtra: if what it is built with is not installed.
+        """
+        manifest = self._base.manifest
+        seismic.check(manifest.encoder.sparse_dim, fitting(manifest.index_config, count))
+
+    def buildable(self, documents: Iterator[Document]) -> Iterator[Document]:
+        """The documents, read ahead only where their number decides what they are built with.
+
+        Raises:
+            MissingExtra: if that is not installed.
+        """
+        if self._base.manifest.index_config.sparse == "exact":
+            return documents
+        first = list(islice(documents, SMALL))
+        self.check(len(first))
+        return chain(first, documents)
 
     @contextlib.contextmanager
     def staged(self, book: Codebook | None = None) -> Iterator[Staging]:

@@ -12,7 +12,7 @@ import xxhash
 
 from e2rank.config import IndexConfig
 from e2rank.errors import IndexFormatError
-from e2rank.index.files import write_atomically
+from e2rank.index.files import damaged, write_atomically
 
 FORMAT = 4
 """What is read at most. Format 4 is written where there are sparse vectors or a setting that came
@@ -99,6 +99,8 @@ class Manifest:
         commit: one more with every commit.
         next_segment: the number of the next segment.
         adapter: the folder of the index's own adapter, "" if it has none.
+
+    `format` is the number of the format it was read in, or is to be saved in.
     """
 
     encoder: EncoderInfo
@@ -108,6 +110,12 @@ class Manifest:
     commit: int = 1
     next_segment: int = 2
     adapter: str = ""
+    format: int = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Take the oldest format that holds it."""
+        later = self.encoder.sparse_dim or _later(self.config)
+        object.__setattr__(self, "format", FORMAT if later else SEALED)
 
     @property
     def count(self) -> int:
@@ -140,9 +148,9 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Put this manifest in place at once: readers see the old one or the new one."""
-        later = self.encoder.sparse_dim or _later(self.config)
-        version = FORMAT if later else SEALED
-        fields = {"format": version, "kind": KIND, **dataclasses.asdict(self)}
+        # What was read in an old format is saved in a new one.
+        new = dataclasses.replace(self)
+        fields = {"format": new.format, "kind": KIND, **dataclasses.asdict(new)}
         fields["encoder"] = self.encoder.to_dict()
         body = json.dumps(fields, indent=2, ensure_ascii=False).encode()
         seal = f',\n  "checksum": "{xxhash.xxh3_64_hexdigest(body)}"\n}}\n'
@@ -160,7 +168,7 @@ class Manifest:
             raise IndexFormatError(f"{folder / NAME} is not the manifest of an e2rank index")
         version = fields.pop("format", None)
         if version is None:
-            raise IndexFormatError(f"{folder / NAME} is damaged: it says no format")
+            raise damaged(folder / NAME, "it says no format")
         if not isinstance(version, int) or version > FORMAT:
             raise IndexFormatError(
                 f"{folder} has index format {version}, and this e2rank reads up to {FORMAT}. "
@@ -175,8 +183,9 @@ class Manifest:
             encoder = EncoderInfo(**fields.pop("encoder"))
             manifest = cls(encoder=encoder, segments=segments, **fields)
             _check(manifest)
+            object.__setattr__(manifest, "format", version)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise IndexFormatError(f"{folder / NAME} is damaged: {error}") from error
+            raise damaged(folder / NAME, error) from error
         return manifest
 
 
@@ -212,9 +221,9 @@ def _unseal(fields: dict[str, Any], raw: bytes) -> None:
     seal = _SEAL.fullmatch(raw[-_SEAL_BYTES:])
     body = raw[:-_SEAL_BYTES] + b"\n}"
     if seal is None or xxhash.xxh3_64_hexdigest(body).encode() != seal[1]:
-        raise ValueError("it differs from its own checksum; restore it from a copy")
+        raise ValueError("it differs from its own checksum")
     del fields["checksum"]
-    _exactly(fields, {each.name for each in dataclasses.fields(Manifest)})
+    _exactly(fields, {each.name for each in dataclasses.fields(Manifest) if each.init})
 
 
 def _exactly(fields: dict[str, Any], names: set[str]) -> None:
@@ -291,7 +300,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
             f"{folder} has no {NAME}: not an e2rank index, or its build was cut short"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise IndexFormatError(f"{folder / NAME} is damaged: {error}") from error
+        raise damaged(folder / NAME, error) from error
     if not isinstance(fields, dict):
-        raise IndexFormatError(f"{folder / NAME} is damaged: expected a JSON object")
+        raise damaged(folder / NAME, "expected a JSON object")
     return fields, raw

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from e2rank.errors import IndexFormatError
+from e2rank.index.files import damaged
 
 
 def mapped(path: Path, kind: type[np.generic], dimensions: int) -> np.ndarray:
@@ -17,18 +17,12 @@ def mapped(path: Path, kind: type[np.generic], dimensions: int) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy raises what it likes
         reason = [*str(error).splitlines(), type(error).__name__][0]
-        raise damaged(path, f"no array ({reason})") from error
+        raise damaged(path, f"it holds no array ({reason})") from error
     if array.dtype != kind or array.ndim != dimensions:
         raise damaged(
             path,
-            f"{array.shape} {array.dtype}, expected {dimensions} dimensions of {kind.__name__}",
+            f"it holds {array.shape} {array.dtype}, expected {dimensions} dimensions of "
+            f"{kind.__name__}",
         )
     # A plain view of the map: slicing a memmap costs several times as much.
     return np.asarray(array)
-
-
-def damaged(path: Path, holds: str) -> IndexFormatError:
-    """The error for a file that does not hold what it should."""
-    return IndexFormatError(
-        f"{path} is damaged: it holds {holds}; build the index again, or restore the file"
-    )

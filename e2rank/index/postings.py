@@ -64,7 +64,7 @@ def differs(vectors: Vectors, postings: Vectors, dim: int) -> str | None:
         if not np.array_equal(postings[1][own], weights):
             return "postings_weights"
         start += len(rows)
-    return None
+    return "postings_rows" if len(postings[0]) > start else None
 
 
 def read(folder: Path) -> Vectors:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from e2rank.config import IndexConfig
-from e2rank.errors import IndexFormatError, MissingExtra
+from e2rank.errors import MissingExtra
 from e2rank.index import dense, token_search
 from e2rank.index.exact import Found, nearest, ordered
-from e2rank.index.files import check_file, check_size
+from e2rank.index.files import check_file, check_size, damaged
 from e2rank.index.finish import CONTRACT, DENSE, SEISMIC, TABLE
 from e2rank.index.manifest import Manifest, SegmentInfo
 from e2rank.index.postings import FORWARD, POSTINGS
@@ -63,7 +63,7 @@ class Segment:
         if info.factory != "Flat":
             # FAISS trusts what it reads, down to lengths and addresses.
             check_file(where / DENSE, self.files[f"{info.folder}/{DENSE}"])
-            self._faiss = _faiss(where / DENSE, self._config, self.vectors.shape)
+            self._faiss = dense.opened(where / DENSE, self._config, self.vectors.shape)
         self.stamps = stamps(folder, self.files)
         self.tokens = self._tokens(manifest.encoder.token_dim)
         self._proposer = self._token_index()
@@ -96,7 +96,7 @@ class Segment:
             return None
         check_file(path, entry)
         config = self._config.of_tokens
-        return Proposer(_faiss(path, config, self.tokens.shape), config, config.token_nearest)
+        return Proposer(dense.opened(path, config, self.tokens.shape), config, config.token_nearest)
 
     def search_tokens(
         self, queries: Sequence[np.ndarray], k: int, allowed: np.ndarray | None
@@ -119,8 +119,6 @@ class Segment:
                 sparse.approximate = Seismic(path, shape, self._config)
             except MissingExtra as error:
                 _log.warning("%s: sparse vectors are searched exactly: %s", self._path, error)
-            except (OSError, ValueError) as error:
-                raise _damaged(path, error) from error
         return sparse
 
     def matching(self, condition: Condition) -> np.ndarray:
@@ -154,10 +152,7 @@ class Segment:
         """
         scores, rows = self._found(queries, k, allowed)
         if not np.isfinite(scores).all():
-            raise IndexFormatError(
-                f"{self._path / 'vectors.npy'} is damaged: a row holds a NaN or an infinity; "
-                "restore the file"
-            )
+            raise damaged(self._path / "vectors.npy", "a row holds a NaN or an infinity")
         return scores, rows
 
     def _found(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Found:
@@ -200,39 +195,21 @@ def _check_names(
     names += [f"{name}.npy" for name in (*FORWARD, *POSTINGS)] if encoder.sparse_dim else []
     needed = {f"{info.folder}/{name}" for name in names}
     if missing := sorted(needed.difference(named)):
-        raise IndexFormatError(f"{folder} is damaged: its manifest names no {missing[0]}")
+        raise damaged(folder, f"its manifest names no {missing[0]}")
     # Formats 1 and 2 have a FAISS index for "Flat" too; only large segments have a seismic one.
     others = [DENSE, SEISMIC] if encoder.sparse_dim else [DENSE]
     others += [TOKENS] if encoder.token_dim and config.token_factory else []
     if strange := sorted(set(named) - needed - {f"{info.folder}/{name}" for name in others}):
-        raise IndexFormatError(f"{folder} is damaged: its manifest names {strange[0]} too")
+        raise damaged(folder, f"its manifest names {strange[0]} too")
 
 
 def _vectors(path: Path, shape: tuple[int, int], raw: str) -> np.ndarray:
     try:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy raises what it likes
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if vectors.shape != shape or vectors.dtype != np.dtype(raw):
-        raise IndexFormatError(
-            f"{path} is damaged: it holds {vectors.shape} {vectors.dtype}, expected {shape} {raw}"
-        )
+        what = f"it holds {vectors.shape} {vectors.dtype}, expected {shape} {raw}"
+        raise damaged(path, what)
     # A plain view of the map: slicing a memmap costs several times as much.
     return np.asarray(vectors)
-
-
-def _faiss(path: Path, config: IndexConfig, shape: tuple[int, int]) -> Any:
-    try:
-        index = dense.read(path, config)
-    except Exception as error:  # FAISS raises what it likes
-        raise _damaged(path, error) from error
-    if (index.ntotal, index.d) != shape:
-        raise IndexFormatError(
-            f"{path} is damaged: it holds {(index.ntotal, index.d)}, expected {shape}"
-        )
-    return index
-
-
-def _damaged(path: Path, error: Exception) -> IndexFormatError:
-    reason = [*str(error).strip().splitlines(), type(error).__name__][0]
-    return IndexFormatError(f"{path} is damaged: {reason}")

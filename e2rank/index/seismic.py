@@ -10,7 +10,6 @@ import os
 import struct
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 
 from e2rank.config import IndexConfig
 from e2rank.errors import MissingExtra
-from e2rank.index.files import sync_file
+from e2rank.index.files import damaged, sync_file
 from e2rank.index.postings import CHUNK, Vectors
 
 SETTINGS = {
@@ -62,7 +61,7 @@ def check(sparse_dim: int, config: IndexConfig) -> None:
 
     Raises:
         ValueError: if there are no sparse vectors to search.
-        MissingExtra: if seismic is not installed.
+        MissingExtra: if seismic is not installed, or cannot be loaded.
     """
     if config.sparse != "seismic":
         return
@@ -71,8 +70,7 @@ def check(sparse_dim: int, config: IndexConfig) -> None:
             "sparse is 'seismic', and the encoder makes no sparse vectors: leave it out, or take "
             "an encoder that does"
         )
-    if find_spec("seismic") is None:
-        raise MissingExtra("seismic", extra="seismic")
+    load_seismic()
 
 
 def build(path: Path, vectors: Vectors, dim: int) -> None:
@@ -113,14 +111,17 @@ class Seismic:
         """Read it; to be called on a file whose hash is right, as seismic trusts what it reads.
 
         Raises:
-            ValueError: if it is not of `shape`, documents and terms.
-            OSError: if it is no such index.
+            IndexFormatError: if it is no such index, or not of `shape`, documents and terms.
             MissingExtra: if seismic is not installed.
         """
-        self._index = getattr(load_seismic(), _kind(shape[1])).load(str(path))
+        kind = getattr(load_seismic(), _kind(shape[1]))
+        try:
+            self._index = kind.load(str(path))
+        except (OSError, ValueError) as error:
+            raise damaged(path, error) from error
         self._config = config
         if self._index.len != shape[0]:
-            raise ValueError(f"it holds {self._index.len} documents, expected {shape[0]}")
+            raise damaged(path, f"it holds {self._index.len} documents, expected {shape[0]}")
 
     def search(self, query: tuple[np.ndarray, np.ndarray], k: int) -> np.ndarray:
         """At most k of the best rows for the terms and weights of a query, (m,) int64."""

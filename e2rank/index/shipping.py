@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 
 from e2rank.errors import IndexFormatError
-from e2rank.index.files import check_size, sync_file, sync_folder
+from e2rank.index.files import check_size, damaged, sync_file, sync_folder
 from e2rank.index.manifest import NAME, Manifest
 
 _log = logging.getLogger("e2rank")
@@ -168,10 +168,7 @@ def read_checked(path: Path, entry: Mapping[str, Any]) -> Iterator[bytes]:
             state.update(chunk)
             yield chunk
     if state.hexdigest() != entry["xxh3"]:
-        raise IndexFormatError(
-            f"{path} is damaged: it differs from the manifest's hash; run e2rank repair, or "
-            "restore the file"
-        )
+        raise damaged(path, "it differs from the manifest's hash")
 
 
 def put_in_place(side: Path, folder: Path, manifest: Manifest) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 
 from e2rank.config import IndexConfig
 from e2rank.documents import SparseVectors
-from e2rank.errors import IndexFormatError
 from e2rank.index.exact import Found
-from e2rank.index.mapped import damaged, mapped
+from e2rank.index.files import damaged
+from e2rank.index.mapped import mapped
 from e2rank.index.seismic import Seismic
 
 FEW = 20_000
@@ -108,7 +108,8 @@ class Sparse:
             ("postings_ends", self._ends, dim + 1),
         ):
             if len(array) != expected:
-                raise damaged(segment / f"{name}.npy", f"{len(array)} numbers, expected {expected}")
+                what = f"it holds {len(array)} numbers, expected {expected}"
+                raise damaged(segment / f"{name}.npy", what)
         self.approximate: Seismic | None = None
 
     @property
@@ -132,7 +133,7 @@ class Sparse:
         stops = self._text_ends[rows]
         starts = np.where(rows > 0, self._text_ends[rows - 1], 0)
         if ((starts < 0) | (starts > stops) | (stops > len(self._terms))).any():
-            raise damaged(self._folder / "sparse_ends.npy", "ends that are out of order")
+            raise damaged(self._folder / "sparse_ends.npy", "it holds ends that are out of order")
         ends = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(stops - starts, out=ends[1:])
         places = np.arange(ends[-1]) + np.repeat(starts - ends[:-1], stops - starts)
@@ -167,12 +168,14 @@ class Sparse:
     ) -> Found:
         starts, stops = self._ends[query[0]], self._ends[query[0] + 1]
         if ((starts < 0) | (starts > stops) | (stops > len(self._rows))).any():
-            raise damaged(self._folder / "postings_ends.npy", "ends that are out of order")
+            raise damaged(self._folder / "postings_ends.npy", "it holds ends that are out of order")
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 scores = sparse_scores(query, self._rows, self._values, self._ends, self._count)
         except IndexError as error:
-            raise damaged(self._folder / "postings_rows.npy", "a row that is not there") from error
+            raise damaged(
+                self._folder / "postings_rows.npy", "it holds a row that is not there"
+            ) from error
         self._finite(scores, "postings_weights.npy")
         if allowed is not None:
             scores[~allowed] = 0
@@ -213,7 +216,4 @@ class Sparse:
 
     def _finite(self, scores: np.ndarray, name: str) -> None:
         if len(scores) and not np.isfinite(scores.max()):
-            raise IndexFormatError(
-                f"{self._folder / name} is damaged: it holds a NaN or an infinity; run e2rank "
-                "repair, or restore the file"
-            )
+            raise damaged(self._folder / name, "it holds a NaN or an infinity")

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from e2rank.documents import Document
-from e2rank.errors import IndexFormatError
 from e2rank.index.fields import described, fields_fit, matching_rows, write_fields
+from e2rank.index.files import damaged
 from e2rank.where import Condition
 
 _SCHEMA = (
@@ -77,7 +77,7 @@ class Table:
         try:
             self._connection = sqlite3.connect(address, uri=True, check_same_thread=False)
         except sqlite3.OperationalError as error:
-            raise self._damaged(error) from error
+            raise damaged(self._path, error) from error
         self._lock = threading.Lock()
         self.close = weakref.finalize(self, self._connection.close)
 
@@ -128,7 +128,7 @@ class Table:
                 for row, *fields in connection.execute(sql, part):
                     found[row] = _document(fields)
         if missing := [row for row in wanted if row not in found]:
-            raise self._damaged(f"it has no row {missing[0]}")
+            raise damaged(self._path, f"it has no row {missing[0]}")
         return [found[row] for row in wanted]
 
     @contextlib.contextmanager
@@ -140,10 +140,7 @@ class Table:
             except (sqlite3.ProgrammingError, UnicodeEncodeError):
                 raise  # of a table that was closed, or of what is asked for
             except _DAMAGE as error:
-                raise self._damaged(error) from error
-
-    def _damaged(self, what: object) -> IndexFormatError:
-        return IndexFormatError(f"{self._path} is damaged: {what}; restore the file")
+                raise damaged(self._path, error) from error
 
 
 def _document(fields: Sequence[str]) -> Document:

@@ -16,8 +16,9 @@ from e2rank.documents import Document, TokenVectors
 from e2rank.errors import EncodingError
 from e2rank.index import codec
 from e2rank.index.codec import Codebook
-from e2rank.index.manifest import EncoderInfo
-from e2rank.index.mapped import damaged, mapped
+from e2rank.index.files import damaged
+from e2rank.index.manifest import EncoderInfo, Manifest
+from e2rank.index.mapped import mapped
 from e2rank.scores import unit
 
 Kind = Literal["int8", "float16", "pq"]
@@ -41,6 +42,16 @@ def kind_of(names: Collection[str], config: IndexConfig) -> Kind:
 def names_of(kind: Kind) -> list[str]:
     """The files of a segment whose token vectors are kept so."""
     return [CODES, CODEBOOK, ENDS] if kind == "pq" else [ROWS, ENDS]
+
+
+def kinds_of(manifest: Manifest) -> list[Kind]:
+    """How the segments of an index keep its token vectors, each kind once; none where it has none.
+
+    With "pq", segments of few token vectors wait as int8.
+    """
+    config, infos = manifest.index_config, manifest.segments if manifest.encoder.token_dim else []
+    files = ([Path(name).name for name in manifest.inside(info.folder)] for info in infos)
+    return sorted({kind_of(names, config) for names in files})
 
 
 def quantise(
@@ -108,12 +119,12 @@ class Tokens:
         self._rows = mapped(self._path, _TYPES[kind], 2)
         self.ends = mapped(segment / ENDS, np.int64, 1)
         if len(self.ends) != count:
-            raise damaged(segment / ENDS, f"{len(self.ends)} documents, expected {count}")
+            raise damaged(segment / ENDS, f"it holds {len(self.ends)} documents, expected {count}")
         # Only the last end is looked at: reading all would cost more the larger the index.
         width = self.codebook.width if self.codebook else dim
         expected = (int(self.ends[-1]) if count else 0, width)
         if self._rows.shape != expected:
-            holds = f"{self._rows.shape}, expected {expected} by {ENDS}"
+            holds = f"it holds {self._rows.shape}, expected {expected} by {ENDS}"
             raise damaged(self._path, holds)
 
     def in_order(self) -> bool:
@@ -129,7 +140,7 @@ class Tokens:
         """
         lengths = np.diff(self.ends, prepend=0)
         if (lengths < 0).any():
-            raise damaged(self._folder / ENDS, "ends that are out of order")
+            raise damaged(self._folder / ENDS, "it holds ends that are out of order")
         return lengths
 
     def owners(self, numbers: np.ndarray) -> np.ndarray:
@@ -140,7 +151,7 @@ class Tokens:
         """
         rows = np.searchsorted(self.ends, numbers, side="right")
         if rows.max(initial=-1) >= len(self.ends):
-            raise damaged(self._folder / ENDS, "ends that are out of order")
+            raise damaged(self._folder / ENDS, "it holds ends that are out of order")
         return rows
 
     def packed(
@@ -159,7 +170,7 @@ class Tokens:
         stops = self.ends[wanted]
         starts = np.where(wanted > 0, self.ends[wanted - 1], 0)
         if ((starts < 0) | (starts > stops) | (stops > len(self._rows))).any():
-            raise damaged(self._folder / ENDS, "ends that are out of order")
+            raise damaged(self._folder / ENDS, "it holds ends that are out of order")
         spans = zip(starts.tolist(), stops.tolist(), strict=True)
         # The empty part makes no rows asked for no case of their own.
         parts = [self._rows[:0], *(self._rows[start:stop] for start, stop in spans)]
@@ -204,7 +215,7 @@ class Tokens:
         try:
             return codec.decode(codes, book)
         except IndexError:
-            raise damaged(self._path, "a code of no centroid") from None
+            raise damaged(self._path, "it holds a code of no centroid") from None
 
 
 def joined(held: Sequence[tuple[np.ndarray, TokenVectors]], shape: tuple[int, int]) -> TokenVectors:
@@ -239,7 +250,7 @@ def _codebook(path: Path, dim: int) -> Codebook:
     try:
         book = Codebook.from_array(array)
     except ValueError as error:
-        raise damaged(path, f"no codebook ({error})") from error
+        raise damaged(path, f"it holds no codebook ({error})") from error
     if array.shape[1] != dim:
-        raise damaged(path, f"rows of length {array.shape[1]}, expected {dim}")
+        raise damaged(path, f"it holds rows of length {array.shape[1]}, expected {dim}")
     return book

@@ -11,10 +11,17 @@ from typing import Any
 import numpy as np
 
 from e2rank.documents import SparseVectors
-from e2rank.errors import CorpusError, IndexFormatError
+from e2rank.errors import CorpusError, IndexFormatError, MissingExtra
 from e2rank.index import postings
-from e2rank.index.derived import Make, derived
-from e2rank.index.files import check_file, file_entry, one_writer, sync_folder
+from e2rank.index.derived import Derived, Make, derived
+from e2rank.index.files import (
+    check_file,
+    damaged,
+    file_entry,
+    one_writer,
+    remedy,
+    sync_folder,
+)
 from e2rank.index.manifest import Manifest
 from e2rank.index.segment import Segment
 from e2rank.index.sparse import Sparse
@@ -74,7 +81,7 @@ def check(store: Store) -> None:
     except CorpusError as error:
         raise IndexFormatError(f"{store.folder} holds an id twice: {error}") from error
     except sqlite3.Error as error:
-        raise IndexFormatError(f"{store.folder} is damaged: {error}") from error
+        raise damaged(store.folder, error) from error
     finally:
         ids.close()
 
@@ -95,7 +102,8 @@ class Repaired:
 def repair(folder: Path) -> Repaired:
     """Build what is damaged again, where it is made from files whose hashes are right.
 
-    Those are FAISS indexes, and postings and Seismic indexes of sparse vectors.
+    Those are FAISS indexes, and postings and Seismic indexes of sparse vectors: also where their
+    hashes are right, and they cannot be read here or are of other vectors.
 
     Nothing else of an index can be told from the rest; it is named, not guessed.
 
@@ -111,12 +119,14 @@ def repair(folder: Path) -> Repaired:
             for each in derived(manifest, info):
                 names = [f"{info.folder}/{name}" for name in each.names]
                 sources = {f"{info.folder}/{name}" for name in each.sources}
-                broken = [name for name in names if name in found]
-                if not broken or sources & found.keys():
+                if sources & found.keys() or not files.keys() >= set(names):
                     continue
+                broken = [name for name in names if name in found]
+                broken = broken or _unread(each, folder / info.folder, names)
                 for name in broken:
-                    del files[name], found[name]
-                if each.make is not None:
+                    del files[name]
+                    found.pop(name, None)
+                if broken and each.make is not None:
                     files |= _rebuilt(folder, names, each.make)
                 rebuilt += broken
         if rebuilt:
@@ -124,6 +134,17 @@ def repair(folder: Path) -> Repaired:
         for name in set(rebuilt) - files.keys():
             (folder / name).unlink(missing_ok=True)
     return Repaired(rebuilt, found)
+
+
+def _unread(files: Derived, segment: Path, names: list[str]) -> list[str]:
+    """The names of files whose hashes are right if they are not what their sources give."""
+    try:
+        files.read(segment)
+    except MissingExtra:
+        return []  # nobody can tell
+    except IndexFormatError:
+        return names
+    return []
 
 
 def _rebuilt(folder: Path, names: Sequence[str], make: Make) -> dict[str, dict[str, Any]]:
@@ -178,11 +199,11 @@ def _check_sparse(segment: Segment, sparse: Sparse, dim: int) -> None:
         if found := fault(SparseVectors(*part), dim):
             raise _unfit(segment, f"row {start + found[0]} of its sparse vectors holds {found[1]}")
     if name := postings.differs(sparse.vectors, sparse.postings, dim):
-        raise _unfit(segment, f"{name}.npy is not what its sparse vectors give; run e2rank repair")
+        raise _unfit(segment, f"{name}.npy is not what its sparse vectors give", f"{name}.npy")
 
 
-def _unfit(segment: Segment, what: str) -> IndexFormatError:
+def _unfit(segment: Segment, what: str, file: str = "documents.sqlite") -> IndexFormatError:
+    """The error for a segment where `file` is not what the others say."""
     return IndexFormatError(
-        f"segment {segment.name} does not fit together: {what}; build the index again, or restore "
-        "it from a copy"
+        f"segment {segment.name} does not fit together: {what}; {remedy(Path(file))}"
     )

@@ -111,11 +111,12 @@ class Writer:
         Raises:
             CorpusError: for a document that cannot be indexed, or an id given twice.
             EncodingError: if a vector is not finite or of the wrong shape.
+            MissingExtra: if what the index is built with is not installed; nothing is encoded then.
             OSError: if the disk is full.
         """
         config = self.base.manifest.index_config
+        checked, done = self._maker.buildable(as_documents(documents)), 0
         with self._maker.staged() as staging:
-            checked, done = as_documents(documents), 0
             while part := list(islice(checked, config.batch)):
                 staging.note(part, done)
                 arrays = encoder.batch(part, staging.rows, config.tokens)
@@ -145,11 +146,17 @@ class Writer:
         return sum(part.delete(rows) for part, rows in zip(self._parts, found, strict=True))
 
     def compact(self) -> None:
-        """Merge all segments into one, without what is deleted, built as is configured."""
+        """Merge all segments into one, without what is deleted, built as is configured.
+
+        Raises:
+            MissingExtra: if what it is built with is not installed; nothing is copied then.
+            OSError: if the disk is full.
+        """
         if len(self._parts) == 1 and self._parts[0].count == self._parts[0].info.count:
             (only,) = self._parts
             if self._maker.as_configured(only):
                 return
+        self._maker.check(sum(part.count for part in self._parts))
         self._parts = [self._maker.merged(self._parts, small=False)]
         self._changed = True
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from e2rank.documents import Candidates
-from e2rank.encoders import Encoder, encode_documents
+from e2rank.encoders import Encoder, encode_documents, total
 from e2rank.rerank import Scored
 from e2rank.scores import unit
 
@@ -57,10 +57,5 @@ class FeedbackReranker:
             read.append(encode_documents(self.encoder, pool.texts, ["dense"]))
             documents = read[-1].vectors
         moved = rocchio(asked, documents[: self.m], self.weight)
-        return Scored(
-            scores=documents @ moved,
-            vector=moved,
-            calls=sum(len(each.vectors) for each in read),
-            tokens=sum(each.tokens for each in read),
-            truncated=sum(len(each.truncated) for each in read),
-        )
+        costs = [cost for each in read for cost in each.costs()]
+        return Scored(documents @ moved, moved, *total(costs))

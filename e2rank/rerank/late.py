@@ -4,13 +4,18 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+import numpy as np
+
 from e2rank.documents import Candidates, TokenVectors
-from e2rank.encoders import Encoder, Encoding, encode_documents, token_fingerprint
+from e2rank.encoders import Cost, Encoder, encode_documents, token_fingerprint, total
 from e2rank.rerank import Scored
 from e2rank.scores import maxsim
 
 _log = logging.getLogger("e2rank")
 _warned: set[str] = set()
+
+_Asked = tuple[np.ndarray, np.ndarray, Cost]
+"""A query's vector and token vectors, and what reading it took."""
 
 
 class Blending(Protocol):
@@ -46,31 +51,38 @@ class TokenReranker:
         self._maxsim, self._cosine = cast(Blending, encoder).blend()
 
     def score(self, queries: Sequence[str], pools: Sequence[Candidates]) -> list[Scored]:
-        """One answer a query."""
-        return [self._one(query, pool) for query, pool in zip(queries, pools, strict=True)]
+        """One answer a query; those that the encoder has not read yet it reads together."""
+        asked = [cast(_Asked, (pool.query, pool.query_tokens, (0, 0, 0))) for pool in pools]
+        unread = [
+            place
+            for place, pool in enumerate(pools)
+            if pool.query is None or pool.query_tokens is None or not self._mine(pool)
+        ]
+        if unread:
+            read = self.encoder.encode_queries([queries[place] for place in unread])
+            made = zip(read.vectors, read.token_vectors, read.costs(), strict=True)
+            for place, each in zip(unread, made, strict=True):
+                asked[place] = each
+        return [self._one(*both) for both in zip(asked, pools, strict=True)]
 
-    def _one(self, query: str, pool: Candidates) -> Scored:
-        read: list[Encoding] = []
+    def _mine(self, pool: Candidates) -> bool:
+        """Whether its vectors are of this encoder."""
         mine = (self.encoder.fingerprint, token_fingerprint(self.encoder))
-        usable = (pool.fingerprint, pool.token_fingerprint) == mine
-        asked, query_tokens = (pool.query, pool.query_tokens) if usable else (None, None)
-        if asked is None or query_tokens is None:
-            read.append(self.encoder.encode_queries([query]))
-            asked, query_tokens = read[-1].vectors[0], read[-1].token_vectors[0]
-        vectors = pool.vectors
-        if usable and vectors is not None and pool.tokens is not None:
+        return (pool.fingerprint, pool.token_fingerprint) == mine
+
+    def _one(self, asked: _Asked, pool: Candidates) -> Scored:
+        query, query_tokens, cost = asked
+        costs, vectors = [cost], pool.vectors
+        if self._mine(pool) and vectors is not None and pool.tokens is not None:
             tokens = pool.tokens()
         else:
             self._warn(stored=vectors is not None)
-            read.append(encode_documents(self.encoder, pool.texts, ("dense", "tokens")))
-            vectors, tokens = read[-1].vectors, TokenVectors.of(read[-1].token_vectors)
+            read = encode_documents(self.encoder, pool.texts, ("dense", "tokens"))
+            vectors, tokens = read.vectors, TokenVectors.of(read.token_vectors)
+            costs += read.costs()
         late = maxsim(query_tokens, tokens.rows, tokens.ends, tokens.scale)
-        return Scored(
-            scores=self._maxsim * late + self._cosine * (vectors @ asked),
-            calls=sum(len(each.vectors) for each in read),
-            tokens=sum(each.tokens for each in read),
-            truncated=sum(len(each.truncated) for each in read),
-        )
+        scores = self._maxsim * late + self._cosine * (vectors @ query)
+        return Scored(scores, None, *total(costs))
 
     def _warn(self, *, stored: bool) -> None:
         """Say once that an index without token vectors makes every search encode its candidates."""

@@ -124,7 +124,7 @@ class ListwiseReranker:
             Scored(
                 scores=documents[place].vectors @ prompts.vectors[place],
                 vector=prompts.vectors[place],
-                calls=1 + self._encoded(pool) + int(not self._known(pool)),
+                calls=1 + self._encoded(pool) + asked[place].calls * (not self._known(pool)),
                 tokens=tokens[place] + documents[place].tokens + asked[place].tokens,
                 truncated=int(place in prompts.truncated)
                 + len(documents[place].truncated)

@@ -1,0 +1,54 @@
+"""What runs a graph is what was asked for, whatever onnxruntime does of itself."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from e2rank.encoders.onnx.sessions import CPU, Sessions
+
+CUDA = "CUDAExecutionProvider"
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    """A graph that gives back what it is fed with."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("x", "y")]
+    node = helper.make_node("Identity", ["x"], ["y"])
+    made = helper.make_graph([node], "same", ends[:1], ends[1:])
+    opset = helper.make_opsetid("", 18)
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[opset], ir_version=10), path)
+    return path
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """An onnxruntime that lists CUDA and then starts on the CPU; the providers it was asked for."""
+    real, found = onnxruntime.InferenceSession, []
+
+    def start(*given: Any, providers: list[str], **options: Any) -> Any:
+        found.append(providers)
+        return real(*given, providers=[CPU], **options)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    return found
+
+
+def test_a_provider_that_does_not_start_is_refused(graph: Path, asked: list[list[str]]) -> None:
+    with pytest.raises(ValueError, match=rf"{CUDA} did not start .* fell back to {CPU}"):
+        Sessions(graph, provider=CUDA, threads=None)
+    assert asked == [[CUDA]]
+
+
+def test_a_processor_that_is_asked_for_gets_no_other_provider(
+    graph: Path, asked: list[list[str]]
+) -> None:
+    started = Sessions(graph, provider=CPU, threads=2)
+    assert (started.on_cpu, started.takes, started.gives) == (True, {"x": ("n",)}, ("y",))
+    assert started.bulk is not None
+    assert asked == [[CPU], [CPU]]
