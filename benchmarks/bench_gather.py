@@ -4,7 +4,8 @@ For every collection all judged queries, 100 candidates a query: nDCG@10 and R@1
 stage, and of most of them under the default rerank, "tokens". `hybrid` is of dense and sparse, 1 to
 1; with BM25 dense weighs 2 to 1, in `all three` 2 to 1 to 1. `adapted` is dense in an index that
 `e2rank adapt` has adapted to its corpus, without labels or queries: it weighs 2 to 1 with either, 4
-to 1 to 1 with both.
+to 1 to 1 with both. `half tokens` is that rerank fused half and half with the first stage, where
+the default is .9 of it: .5 is the middle of what was best on four dev collections, .3 to .7.
 (What MiniLM's untrained prompts do is in bench-rerank.) The p values are of paired permutation
 tests on nDCG@10. What is done is kept in .work, so a run cut short continues.
 """
@@ -39,9 +40,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "hybrid + tokens": {"gather": "hybrid", "rerank": "tokens"},
     "all three + tokens": {"gather": ALL, "rerank": "tokens"},
 }
+_AFTER: dict[str, dict[str, Any]] = {
+    "": {"rerank": False},
+    " + tokens": {"rerank": "tokens"},
+    " + half tokens": {"rerank": "tokens", "fuse": 0.5},
+}
 ADAPTED: dict[str, dict[str, Any]] = {
-    f"{way}{' + tokens' if rerank else ''}": {"gather": gather, "rerank": rerank}
-    for rerank in (False, "tokens")
+    f"{way}{after}": {"gather": gather, **how}
+    for after, how in _AFTER.items()
     for way, gather in {
         "adapted": "dense",
         "adapted, bm25": WITH_BM25,

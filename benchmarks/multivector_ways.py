@@ -1,5 +1,6 @@
 """Ways to search by token vectors, and what they find for queries that are encoded already."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from harness import WORK
 from e2rank import IndexConfig
 from e2rank.encoders import Encoder, SparseQueries
 from e2rank.evaluate import Collection, mean, per_query
+from e2rank.gather import Hybrid
 from e2rank.gather.sparse import sparse_gatherer
 from e2rank.index import Store, dense, token_search
 from e2rank.index.token_search import Proposer
@@ -87,13 +89,15 @@ class Run:
 
 
 def run_all(ways: Mapping[str, Way], asked: Asked) -> dict[str, Run]:
-    """Every way takes a query before the next one comes, and each is first in its turn."""
+    """Every way takes a query before the next one comes, in an order drawn for it.
+
+    None comes always after the same other, which would leave it the same documents in the caches.
+    """
     runs = {name: Run() for name in ways}
     for way in ways.values():
         way(asked, 0)
     for place in range(len(asked.tokens)):
-        turn = place % len(ways)
-        for name in [*ways][turn:] + [*ways][:turn]:
+        for name in random.Random(place).sample([*ways], len(ways)):
             began = time.perf_counter()
             found, scores, counts = ways[name](asked, place)
             runs[name].ms.append(1000 * (time.perf_counter() - began))
@@ -103,11 +107,22 @@ def run_all(ways: Mapping[str, Way], asked: Asked) -> dict[str, Run]:
 
 
 def first_stage(store: Store, encoder: Encoder, kind: str) -> First:
-    """The first stage that finds whole documents."""
-    if kind == "dense":
-        return lambda asked, place, n: _only(store.search(asked.vectors[place], n))
+    """The first stage that finds whole documents: "sparse", or a "hybrid" of it and dense."""
     sparse_gatherer(encoder, store)  # refuses what does not fit
-    return lambda asked, place, n: _only(store.search_sparse(asked.sparse[place], n))
+    hybrid = Hybrid()
+
+    def sparse(asked: Asked, place: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        return _only(store.search_sparse(asked.sparse[place], n))
+
+    def both(asked: Asked, place: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        wide = max(n, hybrid.depth)
+        lists = [_only(store.search(asked.vectors[place], wide)), sparse(asked, place, wide)]
+        # Documents that share no term have a score of 0, if none of them was left out.
+        absent = [None, 0.0 if len(lists[1][1]) < wide else None]
+        scores, found = hybrid.fused(lists, absent)
+        return scores[:n], found[:n]
+
+    return {"sparse": sparse, "hybrid": both}[kind]
 
 
 def _only(found: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,12 @@
 """fast-plaid on token vectors that another environment wrote; bench_multivector.py calls it.
 
-    .work/plaid-venv/bin/python benchmarks/plaid_peer.py IN.npz OUT.json INDEX
+    .work/plaid-venv/bin/python benchmarks/plaid_peer.py index IN.npz INDEX
+    .work/plaid-venv/bin/python benchmarks/plaid_peer.py search IN.npz INDEX OUT.json
 
-It needs fast-plaid only, whose torch is another than the project's. IN holds float32 rows of the
-documents' token vectors and where each document ends, and the same of two sets of queries, "tune"
-and "test". OUT gets what every setting finds for each query, and in how many milliseconds, one
-query at a time on one thread. The index is built with fast-plaid's defaults, once.
+It needs fast-plaid only, whose torch is another than the project's. IN holds float32 rows, the
+token vectors of documents or of queries, and where each text ends; with queries, settings to search
+with. An index has fast-plaid's defaults and is built on all cores. OUT gets what every setting
+finds for each query, and in how many milliseconds, one query at a time on one thread.
 """
 
 import json
@@ -16,35 +17,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "MKL_NUM_THREADS")
-for variable in THREADS:
-    os.environ[variable] = "1"  # read when the libraries below are loaded
+THREADS = 1 if sys.argv[1] == "search" else len(os.sched_getaffinity(0))
+for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = str(THREADS)  # read when the libraries below are loaded
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from fast_plaid import search  # noqa: E402
 
 K = 10
-SETTINGS = ((1, 64), (2, 64), (4, 64), (2, 256), (4, 256), (8, 4096))
-"""Centroids probed for each query token, and documents scored in full; (8, 4096) is its default."""
 
 
-def split(arrays: Any, name: str) -> list[torch.Tensor]:
+def split(arrays: Any) -> list[torch.Tensor]:
     """The (t, p) token vectors of each text."""
-    rows, ends = arrays[f"{name}_rows"], arrays[f"{name}_ends"]
-    return [torch.from_numpy(each) for each in np.split(rows, ends[1:-1])]
+    return [torch.from_numpy(each) for each in np.split(arrays["rows"], arrays["ends"][1:-1])]
 
 
-def opened(folder: Path, arrays: Any) -> tuple[Any, float]:
-    """The index, and how many seconds building it took, now or before."""
-    took = folder / "took.json"
+def build(documents: list[torch.Tensor], folder: Path) -> None:
+    """Index the documents; `built.json`, written last, says how and in what time."""
     index = search.FastPlaid(index=str(folder), device="cpu")
-    if not took.is_file():
-        documents = [each.half() for each in split(arrays, "documents")]
-        began = time.perf_counter()
-        index.create(documents_embeddings=documents)
-        took.write_text(json.dumps(time.perf_counter() - began), encoding="utf-8")
-    return index, float(json.loads(took.read_text(encoding="utf-8")))
+    began = time.perf_counter()
+    index.create(documents_embeddings=[each.half() for each in documents])
+    built = {"build_s": time.perf_counter() - began, "build_threads": THREADS}
+    (folder / "built.json").write_text(json.dumps(built), encoding="utf-8")
 
 
 def asked(index: Any, query: torch.Tensor, probes: int, full: int) -> list[tuple[int, float]]:
@@ -59,31 +54,34 @@ def asked(index: Any, query: torch.Tensor, probes: int, full: int) -> list[tuple
     return found
 
 
-def measured(index: Any, queries: list[torch.Tensor]) -> list[dict[str, Any]]:
+def measured(index: Any, queries: list[torch.Tensor], settings: Any) -> list[dict[str, Any]]:
     """Every setting takes a query before the next one comes."""
-    results: list[dict[str, Any]] = [
-        {"probes": probes, "full": full, "ms": [], "found": []} for probes, full in SETTINGS
-    ]
-    asked(index, queries[0], *SETTINGS[-1])
+    results: list[dict[str, Any]] = [{"ms": [], "found": []} for _ in settings]
+    asked(index, queries[0], *settings[-1])
     for place, query in enumerate(queries):
-        turn = place % len(SETTINGS)
-        for each in results[turn:] + results[:turn]:
+        turn = place % len(settings)
+        for at in [*range(turn, len(settings)), *range(turn)]:
             began = time.perf_counter()
-            found = asked(index, query, each["probes"], each["full"])
-            each["ms"].append(1000 * (time.perf_counter() - began))
-            each["found"].append(found)
+            found = asked(index, query, *settings[at])
+            results[at]["ms"].append(1000 * (time.perf_counter() - began))
+            results[at]["found"].append(found)
     return results
 
 
 def main() -> None:
-    """Build or open, search, write."""
-    source, out, folder = map(Path, sys.argv[1:])
-    torch.set_num_threads(1)
+    """Build, or search and write."""
+    torch.set_num_threads(THREADS)
+    source, folder = map(Path, sys.argv[2:4])
     with np.load(source) as arrays:
-        index, seconds = opened(folder, arrays)
-        found = {name: measured(index, split(arrays, name)) for name in ("tune", "test")}
-    about = {"version": version("fast-plaid"), "torch": torch.__version__, "build_s": seconds}
-    out.write_text(json.dumps(about | found), encoding="utf-8")
+        texts, settings = split(arrays), arrays.get("settings", np.empty(0)).tolist()
+    if sys.argv[1] == "index":
+        build(texts, folder)
+    else:
+        index = search.FastPlaid(index=str(folder), device="cpu")
+        found: dict[str, Any] = {"settings": measured(index, texts, settings)}
+        found |= {"version": version("fast-plaid"), "torch": torch.__version__}
+        found |= json.loads((folder / "built.json").read_text(encoding="utf-8"))
+        Path(sys.argv[4]).write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

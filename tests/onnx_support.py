@@ -48,7 +48,7 @@ def shallow_qwen() -> torch.nn.Module:
 
 
 def adapted(seed: int = 0) -> TorchEncoder:
-    """A tiny BERT with token vectors and sparse ones, queries read, pooled and moved otherwise."""
+    """A tiny BERT with token vectors and sparse ones, queries read and moved otherwise."""
     base = made()
     words = word_embeddings(base.tower)
     heads = state("tokens", TokenHead(96, 8)) | state("sparse", SparseHead(words, 96))
@@ -56,7 +56,9 @@ def adapted(seed: int = 0) -> TorchEncoder:
         f"lora.{ATTENTION}.A": drawn(seed, 2, 32),
         f"lora.{ATTENTION}.B": drawn(seed + 1, 32, 2),
         "query.weight": 0.1 * drawn(seed + 2, 32, 32),
-        "query.shares": torch.zeros(1),
+        "query.terms": torch.arange(1000, 2500, 3, dtype=torch.int32),
+        "query.directions": drawn(seed + 3, 500, 32).half(),
+        "query.pull": torch.tensor(0.8),
         "sparse.gain": torch.tensor(0.7),
     }
     contract = dataclasses.replace(

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -449,39 +448,3 @@ def test_a_contract_that_was_saved_before_token_vectors_is_read() -> None:
 def test_a_contract_no_head_could_keep_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(BERT, **change)
-
-
-def by_shares() -> TorchEncoder:
-    """The tiny BERT under a head by which it pools its queries."""
-    return base().adapt(adapter(head_weights() | {"query.shares": torch.ones(1)}))
-
-
-def test_queries_may_be_pooled_by_what_their_tokens_count() -> None:
-    encoder, plain = by_shares(), base().adapt(adapter(head_weights()))
-    found, before = encoder.encode_queries(TEXTS), plain.encode_queries(TEXTS)
-    for place, text in enumerate(TEXTS):
-        (tokens,) = encoder.words.queries([text])
-        with torch.inference_mode():
-            states = base().tower.model(input_ids=torch.tensor([tokens.ids])).last_hidden_state[0]
-        rows = before.token_vectors[place]
-        # A token's row is as long as its share.
-        shares = [math.hypot(*row.tolist()) for row in rows]
-        mean = sum(a * state for a, state in zip(shares, states.numpy(), strict=True))
-        assert_close(found.vectors[place], mean / np.linalg.norm(mean))
-        np.testing.assert_array_equal(found.token_vectors[place], rows)
-    assert np.abs(found.vectors - before.vectors).max() > 0.01
-    np.testing.assert_array_equal(
-        encoder.encode_documents(TEXTS).vectors, plain.encode_documents(TEXTS).vectors
-    )
-
-
-def test_a_query_pooled_by_shares_does_not_depend_on_its_batch() -> None:
-    together = by_shares().encode_queries(TEXTS).vectors
-    for place, text in enumerate(TEXTS):
-        assert_close(together[place], by_shares().encode_queries([text]).vectors[0])
-
-
-def test_shares_without_a_token_head_are_refused() -> None:
-    headless = adapter({"query.shares": torch.ones(1)}, contract=BERT)
-    with pytest.raises(AdapterError, match="needs a token head and pooling 'mean'"):
-        base().adapt(headless)

@@ -1,5 +1,6 @@
 """Exported encoders: the vectors of the model, whatever is read beside them, or no export."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -15,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from encoders_support import BERT, QWEN, made, wordpiece
+from encoders_support import BERT, QWEN, assert_close, made, wordpiece
 from onnx_support import ENCODERS, TEXTS, adapted, encoder, exported, graph_of, one_parts
 from tokenizers import Tokenizer, normalizers
 from typer.testing import CliRunner
@@ -24,7 +25,7 @@ from e2rank import Document, Engine
 from e2rank.cli import export as command
 from e2rank.cli.commands import app
 from e2rank.encoders import onnx as package
-from e2rank.encoders.onnx import BundleError, OnnxEncoder, export, gate, sessions
+from e2rank.encoders.onnx import BundleError, OnnxEncoder, export, gate, sessions, writing
 from e2rank.encoders.onnx.bundle import Bundle
 from e2rank.encoders.onnx.gate import BOUNDS, ExportRefused
 from e2rank.encoders.onnx.graph import Parts, Whole
@@ -35,6 +36,7 @@ from e2rank.encoders.onnx.transformer import Graph
 from e2rank.encoders.tokens import Tokens
 from e2rank.errors import MissingExtra
 
+TERMS = {"query.terms", "query.directions", "query.pull"}
 SHOWN = [tuple(TEXTS[place : place + place % 4]) for place in range(len(TEXTS))]
 
 each_encoder = pytest.mark.parametrize("name", list(ENCODERS))
@@ -236,6 +238,25 @@ def test_who_wants_dense_vectors_alone_pays_for_no_sparse_ones(
         given.encode_documents(TEXTS[:3], want=["sparse"])
 
 
+def test_an_encoder_asks_for_heads_when_it_needs_them(
+    bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = OnnxEncoder(exported("adapted", "fp32", bundles))
+    asked = []
+    whole = Sessions.run
+
+    def watched(self: Sessions, names: Any, feed: Any, *, beside: bool) -> list[np.ndarray]:
+        asked.append(bool(feed["heads"]))
+        return whole(self, names, feed, beside=beside)
+
+    monkeypatch.setattr(Sessions, "run", watched)
+    given.encode_documents(["wing"], want=["dense"])
+    assert len(given.encode_documents(["wing"], want=["tokens"]).token_vectors[0]) > 0
+    given.encode_queries(["wing"])
+    given.encode_prompts(["wing"], [["heat"]])
+    assert asked == [False, True, True, False]
+
+
 def test_overlap_is_by_definition() -> None:
     asked = np.eye(3, 20, dtype=np.float32)
     rows = np.arange(300, dtype=np.float32).reshape(15, 20)
@@ -275,8 +296,8 @@ def test_weights_that_do_not_fit_into_the_graph_lie_beside_it(
 ) -> None:
     known = exported("soft", "fp32", bundles)
     model = onnx.load(known / "model.onnx")
-    monkeypatch.setattr(export, "_INSIDE", 1000)
-    export._save_graph(model, tmp_path / "model.onnx", "fp32")
+    monkeypatch.setattr(writing, "_INSIDE", 1000)
+    writing.write_graph(model, tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx.data").stat().st_size > 1_000_000
     feed = [[Tokens([5, 6, 7], range(3), 3, False)]]
     found, other = (
@@ -522,6 +543,30 @@ def test_the_folder_says_what_it_is(bundles: Path) -> None:
         assert str(Path(module.__file__ or "").parents[1]).encode() not in graph
 
 
+def test_a_bundle_of_an_adapters_folder_takes_its_name_and_not_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own-adapter").mkdir()
+    given = copy.copy(encoder("soft"))
+    given.name = str(tmp_path / "own-adapter")
+    export.export_onnx(given, tmp_path / "bundle", texts=TEXTS[:4])
+    assert OnnxEncoder(tmp_path / "bundle").bundle.name == "own-adapter"
+    for each in (tmp_path / "bundle").iterdir():
+        assert str(tmp_path).encode() not in each.read_bytes()
+
+
+def test_what_terms_add_to_a_query_is_in_the_bundle(bundles: Path) -> None:
+    found_by, model = OnnxEncoder(exported("adapted", "fp32", bundles)), encoder("adapted")
+    given = model.adapter
+    assert given is not None
+    bare = {name: each for name, each in given.weights.items() if name not in TERMS}
+    without = made().adapt(dataclasses.replace(given, weights=bare))
+    texts = [text[:90] for text in TEXTS]
+    found = found_by.encode_queries(texts).vectors
+    assert_close(found, model.encode_queries(texts).vectors)
+    assert np.abs(found - without.encode_queries(texts).vectors).max() > 0.1
+
+
 def test_a_batch_without_padding_is_read_as_one_with(bundles: Path) -> None:
     folder = exported("soft", "fp32", bundles)
     graph = started(folder)
@@ -536,19 +581,19 @@ def test_the_command_exports_the_encoder_of_an_index(
 ) -> None:
     documents = [Document(str(place), text) for place, text in enumerate(TEXTS[12:20])]
     Engine.build(documents, tmp_path / "index", encoder=encoder("soft")).close()
-    asked = []
+    asked, made_before = [], exported("soft", "fp32", bundles)
 
     def load(name: str, *, device: str) -> Any:
         asked.append((name, device))
         return encoder("soft")
 
-    def copy(given: Any, out: Path, **options: Any) -> dict[str, Any]:
-        shutil.copytree(exported("soft", "fp32", bundles), out)
+    def write(given: Any, out: Path, **options: Any) -> dict[str, Any]:
+        shutil.copytree(made_before, out)
         asked.append((given.name, options))
         return json.loads((out / "parity.json").read_text(encoding="utf-8"))
 
     monkeypatch.setattr(command, "load_encoder", load)
-    monkeypatch.setattr(export, "export_onnx", copy)
+    monkeypatch.setattr(export, "export_onnx", write)
     out = str(tmp_path / "bundle")
     done = CliRunner().invoke(app, ["export", str(tmp_path / "index"), "--out", out])
     assert done.exit_code == 0, done.output

@@ -123,16 +123,18 @@ def test_maxsim_of_stored_rows_is_that_of_the_rows_they_stand_for(
     np.testing.assert_allclose(found, maxsim_in_loops(query, documents), rtol=0, atol=1e-5)
 
 
-@given(LENGTHS, st.integers(1, 7), st.integers(0, 2**32 - 1))
+@given(LENGTHS, st.integers(1, 7), st.sampled_from([1, 5, 99]), st.integers(0, 2**32 - 1))
 def test_maxsim_does_not_depend_on_how_many_rows_are_held_at_a_time(
-    lengths: list[int], held: int, seed: int
+    lengths: list[int], held: int, few: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     query = rng.normal(size=(3, 4)).astype(np.float32)
     rows, ends = unit(rng.normal(size=(sum(lengths), 4))), np.cumsum([0, *lengths])
     whole = maxsim(query, rows, ends)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_CACHED", held)
+        patch.setattr(module, "_UNPACKED", held * query.size)
+        patch.setattr(module, "_FEW", few)
+        patch.setattr(module, "_CACHED", 4)
         np.testing.assert_allclose(maxsim(query, rows, ends), whole, rtol=0, atol=1e-6)
 
 

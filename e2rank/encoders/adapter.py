@@ -48,8 +48,6 @@ class Adapter:
             `query.weight` (dim, dim) for a map W that moves a query's vector q to q + W q;
             `query.terms` (t,), `query.directions` (t, dim) and `query.pull` () for what its terms
             add to the unit vector of that, see `Directions`;
-            `query.shares`, any number, where q is the mean of the query's states weighted by what
-            each token counts in the token head;
             `soft.*` for prompts of vectors; `sparse.*` for the head of sparse vectors.
         lora_scale: what a low-rank product is multiplied with.
         about: what it was trained on and how; free form, for the reader.
@@ -210,22 +208,6 @@ class Adapter:
                 f"rows (t, {dim}) and a pull ()"
             )
         return Directions(given[0], given[1], float(given[2]))
-
-    @property
-    def by_shares(self) -> bool:
-        """Whether a query's vector is pooled by what its tokens count in the token head.
-
-        Raises:
-            AdapterError: if there is no token head, or the model pools otherwise than by the mean.
-        """
-        found = f"{QUERY}shares" in self.weights
-        if found and not (self.contract.token_dim and self.contract.pooling == "mean"):
-            raise AdapterError(
-                "the adapter pools queries by shares: that needs a token head and pooling 'mean', "
-                f"and its contract has token_dim {self.contract.token_dim} and pooling "
-                f"{self.contract.pooling!r}"
-            )
-        return found
 
     def save(self, folder: Path) -> None:
         """Write the adapter into a new or empty folder; the file that names it is written last."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -43,3 +45,13 @@ class Directions:
     def moved(self, words: Wording, texts: Sequence[str], vectors: np.ndarray) -> np.ndarray:
         """(n, d) float32 unit vectors of n queries, of the (n, d) that a model gave for them."""
         return unit(vectors + self.added(words, texts))
+
+    def save(self, path: Path) -> None:
+        """Write the table into one file of numpy's."""
+        np.savez(path, terms=self.terms, rows=self.rows, pull=np.float32(self.pull))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as given:
+            return cls(given["terms"], given["rows"], float(given["pull"]))

@@ -15,7 +15,6 @@ from e2rank.encoders.tokens import Tokens
 from e2rank.encoders.tower import Read, Tower
 from e2rank.errors import EncodingError
 
-Counts = Callable[[torch.Tensor], torch.Tensor]
 MakeTokens = Callable[[torch.Tensor], torch.Tensor]
 Row = tuple[np.ndarray, np.ndarray]
 MakeSparse = Callable[[Sequence[torch.Tensor], Sequence[Tokens]], list[Row]]
@@ -33,7 +32,6 @@ class Run:
         sparse: states of several texts to their terms and weights.
         soft: makes soft tokens of the vectors in `shown`, one matrix a text.
         shown: see `soft`.
-        counts: see `Tower.forward`.
     """
 
     name: str
@@ -43,7 +41,6 @@ class Run:
     sparse: MakeSparse | None = None
     soft: SoftPrompt | None = None
     shown: Sequence[np.ndarray] = ()
-    counts: Counts | None = None
 
     def encoding(self, texts: Sequence[Tokens], budget: int, what: str) -> Encoding:
         """Read all texts, in batches of at most `budget` tokens.
@@ -83,7 +80,7 @@ class Run:
         places: "_Places",
         group: Sequence[int],
     ) -> None:
-        read: Read = self.tower(texts, self.layers, self._soft_tokens(shown), self.counts)
+        read: Read = self.tower(texts, self.layers, self._soft_tokens(shown))
         vectors = read.vectors.cpu().numpy()
         bad = ~np.isfinite(vectors).all(axis=1)
         if bad.any():

@@ -17,7 +17,7 @@ from e2rank.encoders.adapter import Adapter
 from e2rank.encoders.digest import model_digest, text_digest
 from e2rank.encoders.directions import Directions
 from e2rank.encoders.heads import TokenHead
-from e2rank.encoders.run import Counts, MakeSparse, Run
+from e2rank.encoders.run import MakeSparse, Run
 from e2rank.encoders.soft import SoftPrompt
 from e2rank.encoders.sparse import SparseHead
 from e2rank.encoders.terms import sparse_queries
@@ -96,7 +96,6 @@ class TorchEncoder:
         self.adapter: Adapter | None = None
         self._moved: torch.Tensor | None = None
         self._directions: Directions | None = None
-        self._counts: Counts | None = None
 
     def adapt(self, adapter: Adapter, *, name: str | None = None) -> Self:
         """This encoder with queries and prompts read as the adapter was trained; self is as before.
@@ -125,7 +124,6 @@ class TorchEncoder:
         adapted._directions = adapter.directions()
         adapted._asking = adapter.on(self.tower)
         adapted._tokens = adapter.token_head(self.tower)
-        adapted._counts = adapted._tokens.counts if adapter.by_shares and adapted._tokens else None
         adapted._soft = adapter.soft_prompt(self.tower)
         adapted.token_fingerprint = adapter.token_fingerprint if adapted._tokens else ""
         adapted._sparse = adapter.sparse_head(self.tower)
@@ -160,7 +158,6 @@ class TorchEncoder:
             self._asking,
             layers=self.contract.token_layers if head else 0,
             tokens=head.queries if head else None,
-            counts=self._counts,
         )
         read = run.encoding(self.words.queries(texts), self.batch_tokens, "encoding queries")
         if self._moved is not None:

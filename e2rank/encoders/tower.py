@@ -1,6 +1,6 @@
 """A transformer under a contract: token sequences to unit vectors, with gradients where asked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,6 @@ class Tower(torch.nn.Module):
         texts: Sequence[Tokens],
         layers: int = 0,
         soft: Sequence[torch.Tensor] = (),
-        counts: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> Read:
         """Read n sequences in one batch.
 
@@ -60,8 +59,6 @@ class Tower(torch.nn.Module):
             layers: how many last layers to give the states of.
             soft: for each sequence, (k, width) embeddings of its k soft tokens; () where no
                 sequence has any.
-            counts: (..., layers * hidden) states to (..., 1), how much each token counts in the
-                mean of a contract that pools by it; all count as much unless given.
         """
         inputs = self._inputs(texts)
         if soft:
@@ -71,15 +68,13 @@ class Tower(torch.nn.Module):
         # The last layer's is the one that some models normalise once more at the end.
         shown = [*given.hidden_states[-layers:-1], given.last_hidden_state] if layers else []
         parts = [torch.nn.functional.normalize(each.float(), dim=-1) for each in shown]
-        wide = torch.cat(parts, -1) if parts else None
-        weights = None if counts is None or wide is None else counts(wide)
-        pooled = self._pool(given.last_hidden_state, starts, stops, weights)
+        pooled = self._pool(given.last_hidden_state, starts, stops)
         if self.head is not None:
             pooled = self.head(pooled)
         vectors = torch.nn.functional.normalize(pooled.float(), dim=1)
-        if wide is None:
+        if not parts:
             return Read(vectors)
-        spans = zip(wide, starts, stops, strict=True)
+        spans = zip(torch.cat(parts, -1), starts, stops, strict=True)
         return Read(vectors, tuple(each[start:stop] for each, start, stop in spans))
 
     def _inputs(self, texts: Sequence[Tokens]) -> dict[str, torch.Tensor]:
@@ -116,13 +111,7 @@ class Tower(torch.nn.Module):
         starts = [width - len(each.ids) if self.side == "left" else 0 for each in texts]
         return starts, [start + each.pooled for start, each in zip(starts, texts, strict=True)]
 
-    def _pool(
-        self,
-        hidden: torch.Tensor,
-        starts: list[int],
-        stops: list[int],
-        weights: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def _pool(self, hidden: torch.Tensor, starts: list[int], stops: list[int]) -> torch.Tensor:
         rows = torch.arange(len(starts), device=hidden.device)
         first, last = (torch.tensor(each, device=hidden.device) for each in (starts, stops))
         if self.contract.pooling == "cls":
@@ -131,8 +120,7 @@ class Tower(torch.nn.Module):
             return hidden[rows, last - 1]
         places = torch.arange(hidden.shape[1], device=hidden.device)
         mask = ((places >= first[:, None]) & (places < last[:, None])).unsqueeze(-1)
-        counted = mask if weights is None else mask * weights
-        return (hidden.float() * counted).sum(1).to(hidden.dtype) / counted.sum(1)
+        return (hidden.float() * mask).sum(1).to(hidden.dtype) / mask.sum(1)
 
 
 def first_position(config: Any) -> int:

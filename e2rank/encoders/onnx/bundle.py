@@ -18,6 +18,9 @@ NAME, CONTRACT, TOKENIZER, PARITY = "bundle.json", "contract.json", "tokenizer.j
 SPARSE_QUERIES = "sparse_queries.npy"
 """(terms,) float32, what each term of a query counts."""
 
+DIRECTIONS = "query_directions.npz"
+"""What an adapted index's terms add to a query, see `Directions`; absent without an adaptation."""
+
 KIND, FORMAT = "e2rank-onnx", 1
 
 

@@ -12,6 +12,7 @@ import onnx
 from e2rank.encoders.onnx import gate
 from e2rank.encoders.onnx.bundle import (
     CONTRACT,
+    DIRECTIONS,
     PARITY,
     SPARSE_QUERIES,
     TOKENIZER,
@@ -20,12 +21,18 @@ from e2rank.encoders.onnx.bundle import (
     save_json,
 )
 from e2rank.encoders.onnx.exporting import OPSET
+from e2rank.encoders.onnx.float16 import to_float16
 from e2rank.encoders.onnx.graph import Parts, graph_of
-from e2rank.encoders.onnx.quantise import to_float16, to_int8
+from e2rank.encoders.onnx.quantise import fixed_inputs, to_int8
+from e2rank.encoders.onnx.ranges import ranges
+from e2rank.encoders.onnx.reshaping import without_double_reshapes
 from e2rank.encoders.onnx.runtime import OnnxEncoder
 from e2rank.encoders.onnx.samples import sample_texts
 from e2rank.encoders.onnx.sparse_graph import sparse_graph_of
 from e2rank.encoders.onnx.unpadded import without_mask_where_unpadded
+from e2rank.encoders.onnx.wanted import heads_when_wanted
+from e2rank.encoders.onnx.writing import write_graph
+from e2rank.encoders.tokens import Tokens
 from e2rank.encoders.torch import TorchEncoder
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -34,8 +41,8 @@ _log = logging.getLogger("e2rank")
 
 _PACKAGES = ("e2rank", "torch", "transformers", "onnx", "onnxruntime")
 
-# Protocol buffers end at 2 GB: above this the weights lie in a file of their own.
-_INSIDE = 1_500_000_000
+# Texts that say how far the channels of activations reach; each is read as a query too.
+_RANGED = 48
 
 
 def export_onnx(
@@ -48,7 +55,8 @@ def export_onnx(
     """Write an encoder as a bundle: graphs, tokenizer, contract and parity report.
 
     The graphs hold the whole path from token ids to unit vectors, with the adapter's weights
-    merged in. They are compared with the encoder before the folder is there.
+    merged in; only what terms add to a query in an adapted index is a table beside them. They are
+    compared with the encoder before the folder is there.
 
     Args:
         encoder: on the CPU.
@@ -74,7 +82,7 @@ def export_onnx(
     if len(given) < 2:
         raise ValueError(f"an export is compared on texts; expected at least 2, got {len(given)}")
     with in_place_when_whole(Path(folder)) as side:
-        bundle = _write(encoder, side, precision)
+        bundle = _write(encoder, side, precision, given)
         bundle.save(side)
         bounds = gate.BOUNDS[precision]
         report = gate.compare(encoder, OnnxEncoder(side), given, bounds)
@@ -84,23 +92,30 @@ def export_onnx(
     return report
 
 
-def _write(encoder: TorchEncoder, side: Path, precision: Precision) -> Bundle:
+def _write(encoder: TorchEncoder, side: Path, precision: Precision, texts: Sequence[str]) -> Bundle:
     parts = Parts.of(encoder)
     documents = queries = "model.onnx"
-    _save_graph(graph_of(parts.documents, parts), side / documents, precision)
+    words = encoder.words
+    some = texts[:: max(1, len(texts) // _RANGED)]
+    read = [*words.documents(some), *words.queries([text[:60] for text in some])]
+    _save_graph(graph_of(parts.documents, parts), side / documents, precision, read)
     if parts.asking is not parts.documents:
         queries = "query.onnx"
-        _save_graph(graph_of(parts.asking, parts), side / queries, precision)
+        _save_graph(graph_of(parts.asking, parts), side / queries, precision, read)
     sparse = ""
     if parts.sparse is not None:
         sparse, most = "sparse.onnx", encoder.contract.sparse_terms
         graph = sparse_graph_of(parts.sparse, encoder.words.special(), most)
-        _save_graph(graph, side / sparse, precision, head=True)
+        _save_head(graph, side / sparse, precision)
         np.save(side / SPARSE_QUERIES, parts.sparse.query_weights())
+    directions = encoder.adapter.directions() if encoder.adapter else None
+    if directions is not None:
+        directions.save(side / DIRECTIONS)
     (side / TOKENIZER).write_text(encoder.words.identity(), encoding="utf-8")
     save_json(side, CONTRACT, encoder.contract.to_dict())
     return Bundle(
-        name=encoder.name,
+        # A folder is one of this machine: its own name is enough elsewhere.
+        name=Path(encoder.name).name if Path(encoder.name).is_dir() else encoder.name,
         precision=precision,
         fingerprint=encoder.fingerprint,
         token_fingerprint=encoder.token_fingerprint,
@@ -117,25 +132,24 @@ def _write(encoder: TorchEncoder, side: Path, precision: Precision) -> Bundle:
 
 
 def _save_graph(
-    model: onnx.ModelProto, path: Path, precision: Precision, *, head: bool = False
+    model: onnx.ModelProto, path: Path, precision: Precision, read: Sequence[Tokens]
 ) -> None:
-    if precision == "fp16" and not head:
+    if precision == "fp16":
         model = to_float16(model)
     elif precision == "int8":
-        model = to_int8(model, head=head)
+        model = to_int8(model, ranges(model, fixed_inputs(model), read))
     _forget_source(model)
+    model = without_double_reshapes(model)
     if precision != "fp16":
-        model = without_mask_where_unpadded(model)
-    size = sum(_bytes(each) for each in model.graph.initializer)
-    onnx.save_model(
-        model,
-        path,
-        save_as_external_data=size > _INSIDE,
-        all_tensors_to_one_file=True,
-        location=f"{path.name}.data",
-    )
-    if not path.is_file():
-        raise OSError(f"{path} was not written")
+        model = heads_when_wanted(without_mask_where_unpadded(model))
+    write_graph(model, path)
+
+
+def _save_head(model: onnx.ModelProto, path: Path, precision: Precision) -> None:
+    if precision == "int8":
+        model = to_int8(model, head=True)
+    _forget_source(model)
+    write_graph(model, path)
 
 
 def _forget_source(model: onnx.ModelProto) -> None:
@@ -145,14 +159,6 @@ def _forget_source(model: onnx.ModelProto) -> None:
     for each in (model, graph, *graph.node, *values):
         del each.metadata_props[:]
         each.doc_string = ""
-
-
-def _bytes(tensor: onnx.TensorProto) -> int:
-    each = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    count = 1
-    for length in tensor.dims:
-        count *= length
-    return count * each
 
 
 def _card(bundle: Bundle, report: dict[str, Any]) -> str:

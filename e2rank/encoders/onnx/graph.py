@@ -40,7 +40,6 @@ class Parts:
         documents: reads documents.
         asking: reads queries and prompts; `documents` itself where nothing differs.
         tokens: makes token vectors, if it gives any.
-        by_shares: whether a query is pooled by what its tokens count in that head.
         moved: (dim, dim) W of a query's q + W q, if it has one.
         soft: makes prompts of vectors, if it was trained to read them.
         sparse: makes sparse vectors of documents, if it gives any.
@@ -50,7 +49,6 @@ class Parts:
     documents: Tower
     asking: Tower
     tokens: TokenHead | None = None
-    by_shares: bool = False
     moved: torch.Tensor | None = None
     soft: SoftPrompt | None = None
     sparse: SparseHead | None = None
@@ -66,7 +64,6 @@ class Parts:
             tower,
             adapter.on(tower),
             adapter.token_head(tower),
-            adapter.by_shares,
             adapter.query_map(),
             adapter.soft_prompt(tower),
             adapter.sparse_head(tower),
@@ -78,7 +75,7 @@ class Whole(torch.nn.Module):
     """A tower with its pooling, its heads and every normalisation, from arrays to arrays.
 
     It gives, by name: `vectors` (n, dim), pooled as documents and prompts are; `queries` (n, dim)
-    where queries are pooled or moved otherwise; `document_tokens` and `query_tokens` (n, t, p)
+    where queries are moved; `document_tokens` and `query_tokens` (n, t, p)
     with a token head; `states` (n, t, width), what the sparse head reads, where there is one and
     the tower reads documents; `prompts` (n, dim) with a soft prompt.
     """
@@ -90,7 +87,6 @@ class Whole(torch.nn.Module):
         super().__init__()
         self.model, self.head, self.contract = tower.model, tower.head, tower.contract
         self.tokens, self.soft = parts.tokens, parts.soft
-        self.by_shares = parts.by_shares
         self.gives_states = parts.sparse is not None and tower is parts.documents
         reads = self.gives_states or self.tokens is not None
         self.layers = parts.layers if reads else 0
@@ -107,7 +103,7 @@ class Whole(torch.nn.Module):
     def outputs(self) -> list[str]:
         """Names of the arrays it gives, in their order."""
         names = ["vectors"]
-        if self.by_shares or self.moved is not None:
+        if self.moved is not None:
             names.append("queries")
         if self.tokens is not None:
             names += ["document_tokens", "query_tokens"]
@@ -130,7 +126,7 @@ class Whole(torch.nn.Module):
         span = (places >= starts[:, None]) & (places < stops[:, None])
         counted = span.unsqueeze(-1).float()
         vectors = self._unit(self._pool(hidden, starts, stops, counted))
-        made = {"vectors": vectors, "queries": vectors}
+        made = {"vectors": vectors}
         if self.layers:
             made["states"] = self._states(given)
         if self.tokens is not None:
@@ -138,11 +134,9 @@ class Whole(torch.nn.Module):
             counts = self.tokens.counts(states) * counted
             made["document_tokens"] = self.tokens.documents(states)
             made["query_tokens"] = made["document_tokens"] * (counts / counts.sum(1, keepdim=True))
-            if self.by_shares:
-                made["queries"] = self._unit(self._pool(hidden, starts, stops, counts))
         if self.moved is not None:
-            queries = made["queries"]
-            made["queries"] = torch.nn.functional.normalize(queries + queries @ self.moved.T, dim=1)
+            moved = vectors + vectors @ self.moved.T
+            made["queries"] = torch.nn.functional.normalize(moved, dim=1)
         if self.soft is not None:
             made["prompts"] = self.soft.prompts(soft[-1], vectors)
         return tuple(made[name] for name in self.outputs())

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from e2rank.contract import Contract
 from e2rank.documents import SparseVectors
 from e2rank.encoders import Encoding, Want, check_wanted
 from e2rank.encoders.batching import with_progress
+from e2rank.encoders.directions import Directions
 from e2rank.encoders.onnx.bundle import (
+    DIRECTIONS,
     PARITY,
     SPARSE_QUERIES,
     TOKENIZER,
@@ -77,6 +80,9 @@ class OnnxEncoder:
         self._query_weights = np.zeros(0, dtype=np.float32)
         if self.bundle.sparse:
             self._query_weights = np.load(self._folder / SPARSE_QUERIES, allow_pickle=False)
+        self._directions: Directions | None = None
+        if DIRECTIONS in self.bundle.files:
+            self._directions = Directions.load(self._folder / DIRECTIONS)
         self._check_probes()
         _log.info("%s: %s in %s", self.name, self.bundle.name, self.precision)
 
@@ -106,7 +112,11 @@ class OnnxEncoder:
         """
         names = ["queries" if "queries" in self._queries.gives else "vectors"]
         names += ["query_tokens"] if self.contract.token_dim else []
-        return self._encode(self._queries, self.words.queries(texts), names, "encoding queries")
+        words = self.words.queries(texts)
+        read = self._encode(self._queries, words, names, "encoding queries")
+        if self._directions is None:
+            return read
+        return replace(read, vectors=self._directions.moved(self.words, texts, read.vectors))
 
     def encode_documents(
         self, texts: Sequence[str], want: Collection[Want] | None = None

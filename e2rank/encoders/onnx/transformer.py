@@ -70,7 +70,7 @@ class Graph:
         beside = len(many) >= 2 * threads and self._sessions.bulk is not None
 
         def one(texts: Sequence[Tokens], soft: Soft | None) -> list[Any]:
-            feed = self._feed(texts, soft)
+            feed = self._feed(names, texts, soft)
             made: list[Any] = self._sessions.run(names, feed, beside=beside)
             if sparse is not None:
                 made[-1] = sparse.rows(texts, made[-1], beside=beside)
@@ -84,7 +84,9 @@ class Graph:
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(one, many, soft))
 
-    def _feed(self, texts: Sequence[Tokens], soft: Soft | None) -> dict[str, np.ndarray]:
+    def _feed(
+        self, names: Sequence[str], texts: Sequence[Tokens], soft: Soft | None
+    ) -> dict[str, np.ndarray]:
         side = self._padding
         lengths = np.array([len(each.ids) for each in texts], dtype=np.int64)
         width = int(lengths.max())
@@ -95,6 +97,7 @@ class Graph:
             "position_ids": pad([list(each.positions) for each in texts], 0, side),
             "starts": starts,
             "stops": starts + np.array([each.pooled for each in texts], dtype=np.int64),
+            "heads": np.array(any(name != "vectors" for name in names)),
         }
         takes = self._sessions.takes
         if "shown" in takes:

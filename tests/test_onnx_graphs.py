@@ -1,0 +1,224 @@
+"""What is done to an exported graph: each change by its definition, on graphs of a few nodes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from e2rank.encoders.onnx.quantise import fixed_inputs, to_int8
+from e2rank.encoders.onnx.ranges import channel_scales, ranges
+from e2rank.encoders.onnx.reshaping import without_double_reshapes
+from e2rank.encoders.onnx.sessions import CPU
+from e2rank.encoders.onnx.wanted import heads_when_wanted
+from e2rank.encoders.tokens import Tokens
+
+WIDTH = 64
+
+
+def floats(name: str, *shape: Any) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def drawn(
+    nodes: list[onnx.NodeProto],
+    weights: dict[str, np.ndarray],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+) -> onnx.ModelProto:
+    """A graph whose nodes the exporter might have written for a transformer."""
+    for node in nodes:
+        scopes = node.metadata_props.add()
+        scopes.key, scopes.value = "pkg.torch.onnx.name_scopes", "['', 'model', 'model.layer']"
+    tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "drawn", inputs, outputs, tensors)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def run(model: onnx.ModelProto, *names: str, **feed: np.ndarray) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=[CPU])
+    return [np.asarray(each) for each in session.run(list(names), feed)]
+
+
+def block(inner: str = "biased", shown: Sequence[str] = ("vectors", "biased")) -> onnx.ModelProto:
+    """A normalisation, a layer that reads it, GELU of what `inner` names, and another layer."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "scale": np.ones(WIDTH, dtype=np.float32),
+        "up": rng.standard_normal((WIDTH, 2 * WIDTH)).astype(np.float32),
+        "bias": rng.standard_normal(2 * WIDTH).astype(np.float32),
+        "down": rng.standard_normal((2 * WIDTH, WIDTH)).astype(np.float32),
+    }
+    # One channel that reaches thirty times as far as the others, as some in trained models do.
+    weights["scale"][5] = 30.0
+    weights["up"][5] /= 30.0
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "scale"], ["normal"]),
+        helper.make_node("MatMul", ["normal", "up"], ["wide"]),
+        helper.make_node("Add", ["wide", "bias"], ["biased"]),
+        helper.make_node("Gelu", [inner], ["inside"]),
+        helper.make_node("MatMul", ["inside", "down"], ["vectors"]),
+    ]
+    outputs = [floats(name, "n", "t", None) for name in shown]
+    return drawn(nodes, weights, [floats("x", "n", "t", WIDTH)], outputs)
+
+
+def read(seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((3, 7, WIDTH)).astype(np.float32)
+
+
+def reach(x: np.ndarray) -> dict[str, np.ndarray]:
+    """By definition, what `ranges` gives for the normalisation."""
+    return {"normal": np.abs(run(block(shown=["normal"]), "normal", x=x)[0]).max((0, 1))}
+
+
+def test_a_fixed_scale_is_for_what_a_normalisation_gives() -> None:
+    assert fixed_inputs(block()) == ["normal"]
+
+
+def test_channels_are_scaled_so_that_products_stay_and_both_sides_are_even() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((50, WIDTH)).astype(np.float32)
+    x[:, 5] *= 30
+    x[:, 6] = 0
+    weights = [rng.standard_normal((WIDTH, width)).astype(np.float32) for width in (16, 48)]
+    weights[0][7] = weights[1][7] = 0
+    most = np.abs(x).max(0)
+    scales = channel_scales(most, weights)
+    assert scales.dtype == np.float32
+    # The furthest reaches nearly to 1, and none beyond.
+    assert 0.9 < np.abs(x / scales).max() < 1
+    for each in weights:
+        np.testing.assert_allclose((x / scales) @ (scales[:, None] * each), x @ each, rtol=1e-3)
+    # Thirty times as far becomes less than four times as far.
+    near = np.delete(np.abs(x / scales).max(0), [5, 6, 7])
+    assert np.abs(x / scales)[:, 5].max() < 4 * np.median(near)
+
+
+def test_a_fixed_scale_for_each_channel_is_nearer_than_one_for_each_token() -> None:
+    x = read()
+    known = run(block(), "vectors", x=x)[0]
+    away = {}
+    for name, most in (("token", {}), ("channel", reach(x))):
+        found = run(to_int8(block(), most), "vectors", x=x)[0]
+        away[name] = float(np.linalg.norm(found - known) / np.linalg.norm(known))
+    assert away["channel"] < 0.03
+    assert away["channel"] < 0.7 * away["token"]
+
+
+@pytest.mark.parametrize(
+    ("inner", "shown"),
+    [
+        ("biased", ["vectors", "biased"]),
+        # The product itself is read by another node too, or shown.
+        ("wide", ["vectors", "biased"]),
+        ("biased", ["vectors", "biased", "wide"]),
+    ],
+)
+def test_a_bias_is_added_once(inner: str, shown: list[str]) -> None:
+    x = read()
+    known = run(block(inner, shown), *shown, x=x)
+    found = run(to_int8(block(inner, shown), reach(x)), *shown, x=x)
+    for one, other in zip(known, found, strict=True):
+        assert np.abs(one - other).max() < 0.03 * np.abs(one).max()
+
+
+def test_a_small_matrix_and_its_bias_stay_as_they_are() -> None:
+    rng = np.random.default_rng(0)
+    few = rng.standard_normal((WIDTH, 3)).astype(np.float32)
+    weights = {"scale": np.ones(WIDTH, np.float32), "few": few, "bias": np.ones(3, np.float32)}
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "scale"], ["normal"]),
+        helper.make_node("MatMul", ["normal", "few"], ["product"]),
+        helper.make_node("Add", ["product", "bias"], ["vectors"]),
+    ]
+    x, out = floats("x", "n", "t", WIDTH), floats("vectors", "n", "t", 3)
+    known = run(drawn(nodes, weights, [x], [out]), "vectors", x=read())[0]
+    found = to_int8(drawn(nodes, weights, [x], [out]), {"normal": np.ones(WIDTH, np.float32)})
+    np.testing.assert_array_equal(run(found, "vectors", x=read())[0], known)
+
+
+def test_what_reaches_beyond_a_fixed_scale_is_cut_and_not_wrapped() -> None:
+    x = read()
+    small = {name: each / 8 for name, each in reach(x).items()}
+    known, found = (run(each, "biased", x=x)[0] for each in (block(), to_int8(block(), small)))
+    assert np.corrcoef(known.flatten(), found.flatten())[0, 1] > 0.5
+
+
+def test_ranges_are_the_largest_magnitudes_over_every_token() -> None:
+    table = np.random.default_rng(0).standard_normal((9, WIDTH)).astype(np.float32)
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["n", "t"])
+    node = helper.make_node("Gather", ["table", "input_ids"], ["words"])
+    last = helper.make_node("Neg", ["words"], ["vectors"])
+    model = drawn([node, last], {"table": table}, [ids], [floats("vectors", "n", "t", WIDTH)])
+    before = model.SerializeToString()
+    words = [Tokens(ids, range(len(ids)), len(ids), False) for ids in ([1, 2, 7], [3], [2, 4])]
+    assert ranges(model, [], words) == {}
+    found = ranges(model, ["words", "vectors"], words)
+    assert model.SerializeToString() == before
+    # Token 0 is that of padding, 5, 6 and 8 are in no text.
+    known = np.abs(table[[1, 2, 3, 4, 7]]).max(0)
+    for name in ("words", "vectors"):
+        np.testing.assert_array_equal(found[name], known)
+
+
+def test_a_reshape_of_a_reshape_is_one() -> None:
+    nodes = [
+        helper.make_node("Reshape", ["x", "flat"], ["one"]),
+        helper.make_node("Reshape", ["one", "pairs"], ["two"]),
+        helper.make_node("Reshape", ["two", "flat"], ["vectors"]),
+        helper.make_node("Reshape", ["x", "pairs"], ["seen"]),
+        helper.make_node("Reshape", ["seen", "flat"], ["also"]),
+    ]
+    shapes = {"flat": np.array([-1]), "pairs": np.array([-1, 2])}
+    outputs = [floats(name) for name in ("vectors", "seen", "also")]
+    for each in outputs:
+        each.type.tensor_type.ClearField("shape")
+    model = drawn(nodes, shapes, [floats("x", "n", 4)], outputs)
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    known = run(model, "vectors", "seen", "also", x=x)
+    less = without_double_reshapes(model)
+    assert [each.output[0] for each in less.graph.node] == ["vectors", "seen", "also"]
+    assert all(each.input[0] == "x" for each in less.graph.node)
+    for one, other in zip(known, run(less, "vectors", "seen", "also", x=x), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_heads_run_only_where_they_are_wanted() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["body"]),
+        helper.make_node("Neg", ["body"], ["vectors"]),
+        # A head that cannot run on what is given below.
+        helper.make_node("Reshape", ["body", "square"], ["between"]),
+        helper.make_node("Exp", ["between"], ["tokens"]),
+        helper.make_node("Abs", ["tokens"], ["queries"]),
+    ]
+    outputs = [floats("vectors", "n", 4), floats("tokens", 2, 2), floats("queries", 2, 2)]
+    model = heads_when_wanted(
+        drawn(nodes, {"square": np.array([2, 2])}, [floats("x", "n", 4)], outputs)
+    )
+    assert [each.name for each in model.graph.output] == ["vectors", "tokens", "queries"]
+    names = ["vectors", "tokens", "queries"]
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    vectors, tokens, queries = run(model, *names, x=x, heads=np.array(False))
+    np.testing.assert_array_equal(vectors, -x)
+    assert tokens.size == queries.size == 0
+    vectors, tokens, queries = run(model, *names, x=x[:1], heads=np.array(True))
+    np.testing.assert_array_equal(vectors, -x[:1])
+    np.testing.assert_allclose(tokens, np.exp(x[0]).reshape(2, 2), rtol=1e-6)
+    np.testing.assert_array_equal(tokens, queries)
+
+
+def test_a_graph_without_heads_stays_as_it_is() -> None:
+    model = drawn(
+        [helper.make_node("Neg", ["x"], ["vectors"])],
+        {},
+        [floats("x", "n")],
+        [floats("vectors", "n")],
+    )
+    before = model.SerializeToString()
+    assert heads_when_wanted(model).SerializeToString() == before
