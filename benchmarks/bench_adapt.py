@@ -1,7 +1,7 @@
 """Adapting an index to its own corpus without labels: the first stage before and after.
 
-The teacher is the model's own late interaction. The adapter is trained on pseudo-queries from the
-corpus alone; test queries and judgments are read once, to measure. `--dev` measures the dev
+The adapter is made of the corpus alone, and judged by the model's own late interaction on
+pseudo-queries; test queries and judgments are read once, to measure. `--dev` measures the dev
 collections instead, on which its settings were chosen.
 """
 

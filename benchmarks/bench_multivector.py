@@ -9,8 +9,8 @@ stage of whole documents, by sparse vectors or a hybrid of them and dense ones, 
 MaxSim, with and without prunings. Everything is chosen on other queries than those reported. The
 searches by tokens: for each collection, the quickest within .003 nDCG@10 of exhaustive MaxSim. How
 many candidates, and the prunings: for all collections together, see `multivector_choice.py`.
-Indexes of single tokens are kept in .work; the first run builds them. fast-plaid's take up to half
-an hour each, so that one collection has none.
+Indexes of single tokens are kept in .work; the first run builds them. fast-plaid's would take over
+an hour for the other two collections here, so only Cranfield's is built.
 """
 
 import argparse
@@ -46,7 +46,6 @@ from e2rank.evaluate import mean, permutation_test
 from e2rank.rerank.refine import MaxSim
 
 COLLECTIONS = ("cranfield", "nfcorpus", "scifact")
-# fast-plaid takes over an hour to index SciFact on two cores.
 WITH_PLAID = ("cranfield",)
 TUNE = 100
 """About so many queries are asked of all settings of the searches by tokens."""

@@ -1,6 +1,7 @@
 """Ways to do a thing that take turns, and processes of encode_peer.py among them."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from harness import ROOT
 T = TypeVar("T")
 FIRST = "what is a boundary layer"
 
-# Threads of the call before may spin a while, waiting for more work.
+# Threads of a call before, in this process, may spin a while, waiting for more work.
 SETTLED_S = 0.01
 
 
@@ -63,6 +64,7 @@ class Worker:
 
     def __exit__(self, *error: object) -> None:
         """End the process."""
+        self._process.send_signal(signal.SIGCONT)
         self._process.communicate()
 
     def seconds(self, texts: Sequence[str]) -> float:
@@ -70,10 +72,13 @@ class Worker:
         to, answers = self._process.stdin, self._process.stdout
         if to is None or answers is None:
             raise RuntimeError(f"{self.name} was started without pipes")
+        self._process.send_signal(signal.SIGCONT)
         to.write(json.dumps(list(texts)) + "\n")
         to.flush()
         if not (line := answers.readline()):
             raise RuntimeError(f"{self.name} ended with {self._process.wait()}; see {self.log}")
+        # Its idle threads may spin for long, in the way of whoever comes next.
+        self._process.send_signal(signal.SIGSTOP)
         seconds, self.peak_mb, vectors = json.loads(line)
         self.vectors = np.array(vectors, dtype=np.float64)
         return float(seconds)

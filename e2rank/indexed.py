@@ -225,7 +225,13 @@ class Indexed:
         self._index.commit()
 
     def compact(self) -> None:
-        """Merge the index's segments into one, built by its factory, without what is deleted."""
+        """Merge the index's segments into one, built by its factory, without what is deleted.
+
+        Raises:
+            IndexFormatError: if another process is writing, or a file is damaged.
+            MissingExtra: if what the index is built with is not installed; nothing is copied then.
+            OSError: if the disk is full.
+        """
         with self._index.change() as writer:
             writer.compact()
 
@@ -257,7 +263,8 @@ class Indexed:
 def _warn_of_another(encoder: Encoder, adapter: Path) -> None:
     """Say that an adapted index is searched without what it was adapted by."""
     fields = json.loads((adapter / "adapter.json").read_text(encoding="utf-8"))
-    if fields.get("fingerprint") != getattr(encoder, "adapter_fingerprint", ""):
+    # Adapters did not always say it.
+    if fields.get("fingerprint", "") not in ("", getattr(encoder, "adapter_fingerprint", "")):
         _log.warning(
             "%s was adapted, and is searched by %s without that adapter: leave the encoder out, or "
             "export the index's own (e2rank export %s)",

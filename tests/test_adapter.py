@@ -188,8 +188,14 @@ def test_another_adapters_weights_are_found(tmp_path: Path) -> None:
 
 
 def test_weights_of_no_known_part_are_refused_rather_than_left_out(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match=r"no known part: 'prefix\.0'"):
+    with pytest.raises(AdapterError, match=r"no known part, 'prefix\.0'"):
         Adapter.load(saved(tmp_path, weights=head_weights() | {"prefix.0": torch.zeros(2)}))
+
+
+def test_an_adapter_of_before_that_pools_by_shares_is_refused(tmp_path: Path) -> None:
+    adapter(head_weights() | {"query.shares": torch.ones(1)}).save(tmp_path / "a")
+    with pytest.raises(AdapterError, match=r"'query\.shares': train it again; .* --remove"):
+        Adapter.load(tmp_path / "a")
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def test_the_card_says_what_the_index_holds() -> None:
         "longer than the encoder reads": f"{SAMPLE.truncated:,}",
         "encoder": "`minilm`",
         "fingerprint": f"`{SAMPLE.encoder.fingerprint}`",
+        "adapted to its documents": "no",
         "dimension": "384",
         "token vectors": "none",
         "sparse vectors": "none",

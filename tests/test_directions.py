@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from encoders_support import BERT, assert_close, made
+from encoders_support import BERT, QWEN, assert_close, made
 from test_adapter import adapter, base
 
 from e2rank import Engine
 from e2rank.encoders.adapter import Adapter
-from e2rank.encoders.directions import Directions
+from e2rank.encoders.directions import Directions, terms_of
 from e2rank.encoders.torch import TorchEncoder
 from e2rank.errors import AdapterError
 from e2rank.train import directions as module
@@ -56,11 +56,16 @@ def by_definition(engine: Engine, term: int) -> list[float]:
     return (idf * solved / math.sqrt(sum(solved**2))).tolist()
 
 
-@pytest.mark.parametrize("together", [200, 7])
+@pytest.mark.parametrize(("together", "chunk"), [(500, 4096), (7, 3)])
 def test_directions_are_those_of_the_definition(
-    engine: Engine, encoder: TorchEncoder, together: int, monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
+    encoder: TorchEncoder,
+    together: int,
+    chunk: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "TOGETHER", together)
+    monkeypatch.setattr(module, "_CHUNK", chunk)
     found = term_directions(engine.store, encoder.words, ridge=RIDGE, pull=0.8)
     ids = {id_ for each in engine.store for id_ in encoder.words.terms([each.body])[0]}
     assert found.terms.tolist() == sorted(ids - encoder.words.special())
@@ -76,8 +81,17 @@ def test_a_term_of_every_document_has_no_direction(encoder: TorchEncoder, tmp_pa
     (the,) = encoder.words.terms(["the"])[0]
     norms = np.linalg.norm(found.rows.astype(np.float32), axis=1)
     everywhere = found.terms == the
-    assert norms[everywhere].max() < 0.05
+    assert not norms[everywhere].any()
     assert norms[~everywhere].min() > 1
+    read = encoder.encode_queries(["the"]).vectors
+    assert_close(found.moved(encoder.words, ["the"], read), read)
+
+
+def test_a_first_word_is_the_term_that_it_is_within_a_text() -> None:
+    words = made(QWEN).words
+    first, within = terms_of(words, ["panels flutter", "flutter panels"])
+    assert set(first) == set(within)
+    assert set(words.terms(["panels flutter"])[0]) != set(words.terms(["flutter panels"])[0])
 
 
 @pytest.mark.parametrize("texts", [["", " "], ["wing", "wing"]])

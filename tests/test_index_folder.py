@@ -97,14 +97,14 @@ def test_a_manifest_that_is_no_json_object_is_named(index: Path, text: str) -> N
         (lambda m: m["segments"][0].update(deleted=1), "is damaged: segment 000001 has 1 deletion"),
         (
             lambda m: m["segments"][0].update(deleted=1, deletions="x.npy"),
-            r"is damaged: its manifest names no x\.npy",
+            r"manifest\.json is damaged: it names no x\.npy",
         ),
         (lambda m: m["segments"][0].update(count=-1), "is damaged: count is -1"),
         (lambda m: m.update(adapter="/home/other"), "is damaged: adapter is '/home/other'"),
         (lambda m: m.update(adapter="adapter-000001"), "it names no file of adapter-000001"),
         (lambda m: m.update(files=[]), "is damaged"),
         *(
-            (lambda m, name=name: m["files"].pop(name), f"its manifest names no {name}")
+            (lambda m, name=name: m["files"].pop(name), f"manifest.json is damaged: it names no {name}")
             for name in FILES
         ),
         (

@@ -362,12 +362,12 @@ def test_an_index_with_token_vectors_names_its_head(index: Path) -> None:
     [
         (
             lambda m: m["encoder"].pop("token_dim"),
-            r"is damaged: its manifest names .*/token_ends\.npy",
+            r"is damaged: it names .*/token_ends\.npy",
         ),
         (lambda m: m["encoder"].update(token_dim=-4), r"tokens\.npy is damaged: .*, -4\)"),
         (
             lambda m: m["files"].pop("segments/000001/tokens.npy"),
-            r"is damaged: its manifest names no segments/000001/tokens\.npy",
+            r"is damaged: it names no segments/000001/tokens\.npy",
         ),
         (lambda m: m["encoder"].update(token_dim="4"), "is damaged: token_dim is '4'"),
         (lambda m: m["encoder"].update(tokens=None), "is damaged: tokens is None"),

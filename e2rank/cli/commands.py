@@ -297,6 +297,7 @@ def _show(store: Store, *, as_json: bool) -> None:
         "truncated": manifest.truncated,
         "encoder": manifest.encoder.name,
         "fingerprint": manifest.encoder.fingerprint,
+        "adapter": manifest.adapter or "none",
         "dim": store.dim,
         "factory": config.factory,
         "token_dim": store.token_dim,

@@ -25,6 +25,8 @@ NAME, WEIGHTS = "adapter.json", "adapter.safetensors"
 KIND, FORMAT = "e2rank-adapter", 1
 TOKENS, LORA, QUERY, SOFT, SPARSE = "tokens.", "lora.", "query.", "soft.", "sparse."
 
+_OF_QUERIES = {f"{QUERY}{name}" for name in ("weight", "terms", "directions", "pull")}
+
 _UNREADABLE = (
     OSError,
     AttributeError,
@@ -260,8 +262,12 @@ class Adapter:
                 f"{folder / WEIGHTS} is damaged: its hash is {found}, expected {expected}"
             )
         for name in weights:
-            if not name.startswith((TOKENS, LORA, QUERY, SOFT, SPARSE)):
-                raise AdapterError(f"{folder} holds weights of no known part: {name!r}")
+            known = name in _OF_QUERIES or name.startswith((TOKENS, LORA, SOFT, SPARSE))
+            if not known:
+                raise AdapterError(
+                    f"{folder} holds weights of no known part, {name!r}: train it again; an "
+                    "index's own is taken away by e2rank adapt INDEX --remove"
+                )
         return adapter
 
     def _check_layers(self, tower: Tower, head: str) -> None:

@@ -35,7 +35,7 @@ class Directions:
         sums = np.zeros((len(texts), self.rows.shape[1]), dtype=np.float32)
         if not len(self.terms):
             return sums
-        for place, ids in enumerate(words.terms(texts)):
+        for place, ids in enumerate(terms_of(words, texts)):
             asked = np.asarray(ids, dtype=np.int64)
             found = np.minimum(np.searchsorted(self.terms, asked), len(self.terms) - 1)
             rows = self.rows[found[self.terms[found] == asked]]
@@ -55,3 +55,12 @@ class Directions:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as given:
             return cls(given["terms"], given["rows"], float(given["pull"]))
+
+
+def terms_of(words: Wording, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text.
+
+    Before each comes a blank, as tokenizers that keep blanks read a first word otherwise than one
+    within a text; to the others it is nothing.
+    """
+    return words.terms([f" {text}" for text in texts])

@@ -203,7 +203,7 @@ def _raw(config: IndexConfig, dim: int) -> int:
 def _most_rows(factory: str, n: int) -> int:
     """Rows that arrays hold at most while n are added a chunk at a time: a full one is doubled.
 
-    One array is there twice for a moment; many lists are not all full at once (1.43 measured).
+    One array is there twice for a moment; many lists are not all full at once (exploration).
     """
     if "IVF" in factory:
         return n + n // 2

@@ -55,6 +55,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     # Where the folder of a model was is nobody's business.
     yield "encoder", _code(path.name if path.is_absolute() else encoder.name)
     yield "fingerprint", _code(encoder.fingerprint)
+    yield "adapted to its documents", "yes, queries only" if manifest.adapter else "no"
     yield "dimension", f"{encoder.dim:,}"
     kinds = f"{encoder.token_dim:,} components, kept as {' and '.join(kinds_of(manifest))}"
     yield "token vectors", kinds if encoder.token_dim else "none"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from e2rank.index.files import check_file, damaged, write_atomically
-from e2rank.index.manifest import Manifest, SegmentInfo
+from e2rank.index.manifest import NAME, Manifest, SegmentInfo
 from e2rank.index.target import DELETED
 
 
@@ -20,7 +20,7 @@ def read_alive(folder: Path, manifest: Manifest, info: SegmentInfo) -> np.ndarra
         return None
     path, alive = folder / info.deletions, np.ones(info.count, dtype=bool)
     if info.deletions not in manifest.files:
-        raise damaged(folder, f"its manifest names no {info.deletions}")
+        raise damaged(folder / NAME, f"it names no {info.deletions}")
     check_file(path, manifest.files[info.deletions])
     try:
         alive[np.load(path, allow_pickle=False)] = False

@@ -17,8 +17,12 @@ from e2rank.errors import IndexFormatError
 
 LOCK = ".lock"
 
-_DERIVED = re.compile(r".*\.(faiss|seismic)|postings_.*")
-"""Names of files that are made from others of their segment, see `derived`."""
+_DERIVED = re.compile(r"(.*/)?segments/\d{6,}/([^/]*\.(faiss|seismic)|postings_[^/]*)")
+"""Files that are made from others of their segment, see `derived`."""
+
+# An index may itself be in a folder of such a name: its manifest is no part of an adapter.
+_ADAPTER = re.compile(r"(.*/)?adapter-\d{6,}/(?!manifest\.json$)[^/]+")
+"""Files of an index's own adapter, which it can be searched without."""
 
 _log = logging.getLogger("e2rank")
 
@@ -59,13 +63,16 @@ def file_entry(path: Path) -> dict[str, int | str]:
 
 
 def remedy(path: Path) -> str:
-    """What to do about a damaged file, for a message.
+    """What to do about a damaged file of an index, for a message.
 
     >>> remedy(Path("segments/000001/dense.faiss"))
     'run e2rank repair'
     """
-    if _DERIVED.fullmatch(path.name):
+    if _DERIVED.fullmatch(path.as_posix()):
         return "run e2rank repair"
+    if _ADAPTER.fullmatch(path.as_posix()):
+        index = path.parent.parent
+        return f"restore it from a copy, or take the adapter away: e2rank adapt {index} --remove"
     return "restore it from a copy, or build the index again"
 
 

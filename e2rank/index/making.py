@@ -12,7 +12,8 @@ import numpy as np
 
 from e2rank.config import IndexConfig
 from e2rank.documents import Document
-from e2rank.index import codec, seismic
+from e2rank.errors import MissingExtra
+from e2rank.index import codec, dense, seismic
 from e2rank.index.codec import Codebook
 from e2rank.index.files import check_file
 from e2rank.index.finish import finish
@@ -69,26 +70,38 @@ class Maker:
         self._base, self.next = base, base.manifest.next_segment
         self._book = next(filter(None, map(_book, base.segments)), None)
 
-    def check(self, count: int) -> None:
+    def check(self, count: int, *, small: bool) -> None:
         """Refuse to begin a segment of so many documents that cannot be finished here.
 
         Raises:
             MissingExtra: if what it is built with is not installed.
         """
-        manifest = self._base.manifest
-        seismic.check(manifest.encoder.sparse_dim, fitting(manifest.index_config, count))
+        config = self._config(count, small=small)
+        seismic.check(self._base.manifest.encoder.sparse_dim, config)
+        if config.factory != "Flat" or config.token_factory or config.tokens == "pq":
+            dense.load_faiss()
+
+    def _config(self, count: int, *, small: bool) -> IndexConfig:
+        """How a segment of so many documents is built: without FAISS if `small` and they are few."""
+        config = fitting(self._base.manifest.index_config, count)
+        if count and not (small and count < SMALL):
+            return config
+        flat = _flat(config)
+        return dataclasses.replace(flat, tokens="int8") if config.tokens == "pq" else flat
 
     def buildable(self, documents: Iterator[Document]) -> Iterator[Document]:
-        """The documents, read ahead only where their number decides what they are built with.
+        """The documents, read ahead only where not any number of them can be built.
 
         Raises:
-            MissingExtra: if that is not installed.
+            MissingExtra: if what so many are built with is not installed.
         """
-        if self._base.manifest.index_config.sparse == "exact":
-            return documents
-        first = list(islice(documents, SMALL))
-        self.check(len(first))
-        return chain(first, documents)
+        try:
+            self.check(SMALL, small=True)
+        except MissingExtra:
+            first = list(islice(documents, SMALL))
+            self.check(len(first), small=True)
+            return chain(first, documents)
+        return documents
 
     @contextlib.contextmanager
     def staged(self, book: Codebook | None = None) -> Iterator[Staging]:
@@ -114,19 +127,12 @@ class Maker:
     def finished(self, staging: Staging, *, small: bool) -> Part:
         """The staged documents as a segment with all its files, opened."""
         count = staging.progress.done
-        config = fitting(self._base.manifest.index_config, count)
-        flat = dataclasses.replace(
-            config, factory="Flat", nprobe=None, ef_search=None, token_factory="", token_nprobe=None
-        )
-        if count == 0 or (small and count < SMALL):
-            config = flat
-            if config.tokens == "pq":
-                config = dataclasses.replace(flat, tokens="int8")
+        config = self._config(count, small=small)
         try:
             entries = finish(staging, self._base.contract, config, self._book)
         except ValueError as error:
             _log.warning("%s; these %d documents are searched without", error, count)
-            config = flat
+            config = _flat(config)
             entries = finish(staging, self._base.contract, config, self._book)
         final = staging.folder.with_name(staging.folder.name.removesuffix(ADDING))
         keep_only(staging.folder, entries)
@@ -181,6 +187,13 @@ class Maker:
                     staging.append(documents, arrays, cut)
                     done += len(documents)
             return self.finished(staging, small=small)
+
+
+def _flat(config: IndexConfig) -> IndexConfig:
+    """The same without FAISS indexes."""
+    return dataclasses.replace(
+        config, factory="Flat", nprobe=None, ef_search=None, token_factory="", token_nprobe=None
+    )
 
 
 def _book(segment: Segment) -> Codebook | None:

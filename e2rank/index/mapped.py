@@ -24,5 +24,5 @@ def mapped(path: Path, kind: type[np.generic], dimensions: int) -> np.ndarray:
             f"it holds {array.shape} {array.dtype}, expected {dimensions} dimensions of "
             f"{kind.__name__}",
         )
-    # A plain view of the map: slicing a memmap costs several times as much.
+    # A plain view of the map: slicing a memmap costs more.
     return np.asarray(array)

@@ -16,7 +16,7 @@ from e2rank.index import dense, token_search
 from e2rank.index.exact import Found, nearest, ordered
 from e2rank.index.files import check_file, check_size, damaged
 from e2rank.index.finish import CONTRACT, DENSE, SEISMIC, TABLE
-from e2rank.index.manifest import Manifest, SegmentInfo
+from e2rank.index.manifest import NAME, Manifest, SegmentInfo
 from e2rank.index.postings import FORWARD, POSTINGS
 from e2rank.index.seismic import Seismic
 from e2rank.index.sparse import Sparse
@@ -195,12 +195,12 @@ def _check_names(
     names += [f"{name}.npy" for name in (*FORWARD, *POSTINGS)] if encoder.sparse_dim else []
     needed = {f"{info.folder}/{name}" for name in names}
     if missing := sorted(needed.difference(named)):
-        raise damaged(folder, f"its manifest names no {missing[0]}")
+        raise damaged(folder / NAME, f"it names no {missing[0]}")
     # Formats 1 and 2 have a FAISS index for "Flat" too; only large segments have a seismic one.
     others = [DENSE, SEISMIC] if encoder.sparse_dim else [DENSE]
     others += [TOKENS] if encoder.token_dim and config.token_factory else []
     if strange := sorted(set(named) - needed - {f"{info.folder}/{name}" for name in others}):
-        raise damaged(folder, f"its manifest names {strange[0]} too")
+        raise damaged(folder / NAME, f"it names {strange[0]} too")
 
 
 def _vectors(path: Path, shape: tuple[int, int], raw: str) -> np.ndarray:
@@ -211,5 +211,5 @@ def _vectors(path: Path, shape: tuple[int, int], raw: str) -> np.ndarray:
     if vectors.shape != shape or vectors.dtype != np.dtype(raw):
         what = f"it holds {vectors.shape} {vectors.dtype}, expected {shape} {raw}"
         raise damaged(path, what)
-    # A plain view of the map: slicing a memmap costs several times as much.
+    # A plain view of the map: slicing a memmap costs more.
     return np.asarray(vectors)

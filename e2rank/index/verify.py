@@ -81,7 +81,7 @@ def check(store: Store) -> None:
     except CorpusError as error:
         raise IndexFormatError(f"{store.folder} holds an id twice: {error}") from error
     except sqlite3.Error as error:
-        raise damaged(store.folder, error) from error
+        raise damaged(store.folder / "segments", error) from error
     finally:
         ids.close()
 
@@ -115,25 +115,38 @@ def repair(folder: Path) -> Repaired:
     with one_writer(folder):
         found, manifest = damage(folder), Manifest.load(folder)
         files, rebuilt = dict(manifest.files), list[str]()
-        for info in manifest.segments:
-            for each in derived(manifest, info):
-                names = [f"{info.folder}/{name}" for name in each.names]
-                sources = {f"{info.folder}/{name}" for name in each.sources}
+        try:
+            for segment, each in _parts(manifest):
+                names = [f"{segment}/{name}" for name in each.names]
+                sources = {f"{segment}/{name}" for name in each.sources}
                 if sources & found.keys() or not files.keys() >= set(names):
                     continue
                 broken = [name for name in names if name in found]
-                broken = broken or _unread(each, folder / info.folder, names)
+                broken = broken or _unread(each, folder / segment, names)
+                try:
+                    made = _rebuilt(folder, names, each.make) if broken and each.make else {}
+                except IndexFormatError as error:
+                    found |= {name: f"{name} cannot be made again: {error}" for name in broken}
+                    continue
                 for name in broken:
                     del files[name]
                     found.pop(name, None)
-                if broken and each.make is not None:
-                    files |= _rebuilt(folder, names, each.make)
+                files |= made
                 rebuilt += broken
-        if rebuilt:
-            dataclasses.replace(manifest, files=files, commit=manifest.commit + 1).save(folder)
+        finally:
+            # Also what was made before a package was missing, or a disk full.
+            if rebuilt:
+                dataclasses.replace(manifest, files=files, commit=manifest.commit + 1).save(folder)
         for name in set(rebuilt) - files.keys():
             (folder / name).unlink(missing_ok=True)
     return Repaired(rebuilt, found)
+
+
+def _parts(manifest: Manifest) -> Iterator[tuple[str, Derived]]:
+    """What can be made again, and the folder of its segment."""
+    for info in manifest.segments:
+        for each in derived(manifest, info):
+            yield info.folder, each
 
 
 def _unread(files: Derived, segment: Path, names: list[str]) -> list[str]:
@@ -142,13 +155,19 @@ def _unread(files: Derived, segment: Path, names: list[str]) -> list[str]:
         files.read(segment)
     except MissingExtra:
         return []  # nobody can tell
-    except IndexFormatError:
+    except OSError:
+        raise
+    except Exception:  # numpy raises what it likes where the sources are not sound
         return names
     return []
 
 
 def _rebuilt(folder: Path, names: Sequence[str], make: Make) -> dict[str, dict[str, Any]]:
-    """Make files of a segment again, all before the first takes its place; gives their entries."""
+    """Make files of a segment again, all before the first takes its place; gives their entries.
+
+    Raises:
+        IndexFormatError: if what they are made from is not sound, though its hash is right.
+    """
     where = (folder / names[0]).parent
     side = where / "repair.part"
     side.mkdir(exist_ok=True)
@@ -156,6 +175,10 @@ def _rebuilt(folder: Path, names: Sequence[str], make: Make) -> dict[str, dict[s
         make(where, side)
         for name in names:
             (side / Path(name).name).replace(folder / name)
+    except (IndexFormatError, MissingExtra, OSError):
+        raise
+    except Exception as error:  # numpy and FAISS raise what they like
+        raise damaged(where, error) from error
     finally:
         shutil.rmtree(side)
     sync_folder(where)
@@ -204,6 +227,7 @@ def _check_sparse(segment: Segment, sparse: Sparse, dim: int) -> None:
 
 def _unfit(segment: Segment, what: str, file: str = "documents.sqlite") -> IndexFormatError:
     """The error for a segment where `file` is not what the others say."""
+    path = Path("segments", segment.name, file)
     return IndexFormatError(
-        f"segment {segment.name} does not fit together: {what}; {remedy(Path(file))}"
+        f"segment {segment.name} does not fit together: {what}; {remedy(path)}"
     )

@@ -156,7 +156,7 @@ class Writer:
             (only,) = self._parts
             if self._maker.as_configured(only):
                 return
-        self._maker.check(sum(part.count for part in self._parts))
+        self._maker.check(sum(part.count for part in self._parts), small=False)
         self._parts = [self._maker.merged(self._parts, small=False)]
         self._changed = True
 

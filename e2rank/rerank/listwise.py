@@ -93,19 +93,17 @@ class ListwiseReranker:
         self, queries: Sequence[str], pools: Sequence[Candidates], shown: int
     ) -> list[Scored]:
         prompts = self.encoder.encode_prompts(queries, [pool.texts[:shown] for pool in pools])
-        # Tokens are known for the whole call; they are shared out evenly over its queries.
-        tokens = _shares(prompts.tokens, len(pools))
         answers = []
-        for place, pool in enumerate(pools):
+        for pool, prompt, cost in zip(pools, prompts.vectors, prompts.costs(), strict=True):
             documents = self._documents(pool)
-            prompt = prompts.vectors[place]
+            calls, tokens, truncated = cost
             answers.append(
                 Scored(
                     scores=documents.vectors @ prompt,
                     vector=prompt,
-                    calls=1 + self._encoded(pool),
-                    tokens=tokens[place] + documents.tokens,
-                    truncated=int(place in prompts.truncated) + len(documents.truncated),
+                    calls=calls + self._encoded(pool),
+                    tokens=tokens + documents.tokens,
+                    truncated=truncated + len(documents.truncated),
                 )
             )
         return answers
@@ -119,14 +117,16 @@ class ListwiseReranker:
             np.concatenate([each.vectors for each in asked]),
             [each.vectors[:most] for each in documents],
         )
-        tokens = _shares(prompts.tokens, len(pools))
+        costs = prompts.costs()
         return [
             Scored(
                 scores=documents[place].vectors @ prompts.vectors[place],
                 vector=prompts.vectors[place],
-                calls=1 + self._encoded(pool) + asked[place].calls * (not self._known(pool)),
-                tokens=tokens[place] + documents[place].tokens + asked[place].tokens,
-                truncated=int(place in prompts.truncated)
+                calls=costs[place][0]
+                + self._encoded(pool)
+                + asked[place].calls * (not self._known(pool)),
+                tokens=costs[place][1] + documents[place].tokens + asked[place].tokens,
+                truncated=costs[place][2]
                 + len(documents[place].truncated)
                 + len(asked[place].truncated),
             )
@@ -206,8 +206,3 @@ class _Run:
         self.last = prompts.vectors[-1]
         pairs = zip(groups, prompts.vectors, strict=True)
         return [self._vectors[group] @ prompt for group, prompt in pairs]
-
-
-def _shares(total: int, n: int) -> list[int]:
-    """`total` in n whole parts that differ by at most one."""
-    return [total // n + (place < total % n) for place in range(n)]

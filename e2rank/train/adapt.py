@@ -23,7 +23,7 @@ from e2rank.train.keywords import keyword_queries
 from e2rank.train.labelling import label, remembered
 from e2rank.train.place import put_adapter
 from e2rank.train.queries import pseudo_queries
-from e2rank.train.querymap import AdaptConfig, Learnt, agreement, learn, split, too_few
+from e2rank.train.querymap import TELLING, AdaptConfig, Learnt, agreement, learn, split, too_few
 
 WORK = "adapter.work"
 """In the index: what a teacher has said, while the adaptation that asks it goes on."""
@@ -38,8 +38,10 @@ class Adapted:
         terms: of which it holds a direction.
         queries: queries with a list, trained on or chosen by, and held out.
         teacher_calls: sequences the teacher's model read, in this run.
-        before: mean nDCG@10 of the first stage on held-out queries by the teacher's scores.
-        after: the same with the adapter.
+        before: mean nDCG@10 on held-out queries, by the teacher's scores, of the candidates that
+            the first stage finds without the adapter, in its order.
+        after: of the same candidates in the order with the adapter; what it would find besides
+            them is not judged.
         p_value: of a paired test of the two.
     """
 
@@ -62,9 +64,11 @@ def adapt(
 ) -> Adapted:
     """Make a query-side adapter for an index and commit it with the index, if it helps.
 
-    Its directions of terms come from the index's vectors and texts in closed form; a teacher that
-    is given adds a map that is trained (`AdaptConfig`). Of nothing, the directions, and both,
-    what agrees best with the teacher on a part of the queries is taken, and judged on another.
+    Its directions of terms come from the index's vectors and texts in closed form, and are those
+    of the documents of now: adapt again when many have changed, and before an index is published
+    from which some were deleted. A teacher that is given adds a map that is trained
+    (`AdaptConfig`), and either is left out where a part of the queries agrees better with the
+    teacher without it; another part judges what is left.
 
     Args:
         folder: the index; its vectors and documents stay as they are. It is locked meanwhile.
@@ -97,6 +101,9 @@ def adapt(
         )
         added = directions.added(encoder.words, found.texts)
         if teacher is None:
+            # An approximate index may have found too few candidates for most.
+            if len(found.texts) < TELLING:
+                raise too_few(len(found.texts), settings)
             learnt, held = Learnt(pulled=True, weight=None), list(range(len(found.texts)))
         else:
             train, choosing, held = split(found.owners, settings)
@@ -142,8 +149,8 @@ def _adaptable(engine: Engine, teacher: Reranker | None) -> TorchEncoder:
         )
     if encoder.adapter is not None and encoder.adapter.directions() is not None:
         raise ValueError(
-            f"{encoder.name} was adapted to an index already; build this one with the encoder "
-            "that was before"
+            f"{encoder.name} was adapted to an index already; build this one with "
+            f"{encoder.adapter.base_name}, or the encoder that index was built with"
         )
     return encoder
 
@@ -172,7 +179,7 @@ def _weights(
 ) -> dict[str, torch.Tensor]:
     """What the encoder has of an adapter, the map after the one that it may have, the directions.
 
-    The directions were found under the encoder's own map, and stand after both.
+    The directions, which are of the documents alone, come after both maps.
     """
     before = encoder.adapter
     weights = dict(before.weights) if before else {}

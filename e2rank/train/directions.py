@@ -1,16 +1,17 @@
 """Directions of an index's terms, found from its vectors and texts in closed form."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from e2rank.encoders.directions import Directions
+from e2rank.encoders.directions import Directions, terms_of
 from e2rank.encoders.tokens import Wording
 from e2rank.index import Store
 from e2rank.scores import unit
 
-TOGETHER = 200
+TOGETHER = 500
 """Documents read at a time."""
+
+_CHUNK = 4096
+"""Terms whose directions are found at a time."""
 
 
 def term_directions(store: Store, words: Wording, *, ridge: float, pull: float) -> Directions:
@@ -20,8 +21,9 @@ def term_directions(store: Store, words: Wording, *, ridge: float, pull: float) 
 
     over the unit vectors d of the n live documents, with S their scatter matrix: the linear
     discriminant of "holds t", all terms sharing S. A row of the table is idf(t) * v_t, with BM25's
-    idf(t) = log(1 + (n - df + 0.5) / (df + 0.5)). Texts and vectors are read once; memory holds
-    a float32 row a term.
+    idf(t) = log(1 + (n - df + 0.5) / (df + 0.5)); that of a term which all documents hold is zero.
+    Texts and vectors are read once; memory holds a float32 and a float16 row a term, and up to
+    twice as much while it grows.
 
     Args:
         store: the documents.
@@ -31,29 +33,27 @@ def term_directions(store: Store, words: Wording, *, ridge: float, pull: float) 
     Source: Fisher, The use of multiple measurements in taxonomic problems, 1936; with a ridge,
         Friedman, Regularized discriminant analysis, 1989.
     """
-    found = _Sums(store.dim)
-    for terms, owners, vectors in _read(store, words):
-        found.add(terms, owners, vectors)
+    found, rows, special = _Sums(store.dim), store.rows, words.special()
+    for start in range(0, len(rows), TOGETHER):
+        part = rows[start : start + TOGETHER]
+        texts = terms_of(words, [each.body for each in store.documents(part)])
+        ids = [np.array(sorted(set(each) - special), dtype=np.int64) for each in texts]
+        found.add(ids, store.vectors(part))
     terms, counts, sums = found.by_term()
     total, n = found.total, len(store)
     scatter: np.ndarray = found.squares - np.outer(total, total) / n
     # Where all documents are alike there is nothing to invert, and nothing to tell apart.
     level = max(float(np.trace(scatter)) / len(scatter), float(np.finfo(np.float32).tiny))
-    apart = sums - np.outer(counts, total / n)
-    rows = np.linalg.solve(scatter + ridge * level * np.eye(len(scatter)), apart.T).T
+    inverse = np.linalg.inv(scatter + ridge * level * np.eye(len(scatter)))
     idf = np.log1p((n - counts + 0.5) / (counts + 0.5))
-    return Directions(terms, (unit(rows) * idf[:, None]).astype(np.float16), pull)
-
-
-def _read(store: Store, words: Wording) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Terms, each once a document; the documents they are of, from 0 on; these vectors."""
-    rows, special = store.rows, words.special()
-    for start in range(0, len(rows), TOGETHER):
-        part = rows[start : start + TOGETHER]
-        texts = words.terms([each.body for each in store.documents(part)])
-        ids = [np.array(sorted(set(each) - special), dtype=np.int64) for each in texts]
-        owners = np.repeat(np.arange(len(ids)), [len(each) for each in ids])
-        yield np.concatenate(ids), owners, store.vectors(part)
+    # What is in all documents tells none apart: a difference would be rounding alone.
+    idf[counts == n] = 0.0
+    table = np.empty(sums.shape, dtype=np.float16)
+    for start in range(0, len(terms), _CHUNK):
+        some = slice(start, start + _CHUNK)
+        apart = sums[some] - np.outer(counts[some], total / n)
+        table[some] = unit(apart @ inverse) * idf[some, None]
+    return Directions(terms, table, pull)
 
 
 class _Sums:
@@ -67,16 +67,15 @@ class _Sums:
         self._sums = np.zeros((0, dim), dtype=np.float32)
         self._met = 0
 
-    def add(self, terms: np.ndarray, owners: np.ndarray, vectors: np.ndarray) -> None:
+    def add(self, ids: list[np.ndarray], vectors: np.ndarray) -> None:
+        """Documents: the terms of each, ascending and each once, and its (dim,) vector."""
         self.total += vectors.sum(axis=0, dtype=np.float64)
         self.squares += vectors.T.astype(np.float64) @ vectors
-        order = np.argsort(terms, kind="stable")
-        each, starts, counts = np.unique(terms[order], return_index=True, return_counts=True)
-        if not len(each):
-            return
-        slots = self._slots_of(each)
-        self._counts[slots] += counts
-        self._sums[slots] += np.add.reduceat(vectors[owners[order]], starts, axis=0)
+        for terms, vector in zip(ids, vectors, strict=True):
+            if len(terms):
+                slots = self._slots_of(terms)
+                self._counts[slots] += 1
+                self._sums[slots] += vector
 
     def by_term(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Terms, ascending int32; how many documents hold each; the sum of their vectors."""
@@ -92,7 +91,7 @@ class _Sums:
         self._slots[new] = np.arange(self._met, self._met + len(new))
         self._met += len(new)
         if self._met > len(self._sums):
-            # Doubled, so that rows are copied a few times and not once a batch.
+            # Doubled, so that rows are copied a few times and not once a document.
             more = max(self._met, 2 * len(self._sums)) - len(self._sums)
             self._counts = np.concatenate([self._counts, np.zeros(more, dtype=np.int64)])
             grown = np.zeros((more, self._sums.shape[1]), dtype=np.float32)

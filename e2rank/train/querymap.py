@@ -40,8 +40,8 @@ class AdaptConfig:
             that is given trains a map on them, unless a number is given.
         depth: candidates of each; None takes 100 where the model's own token vectors teach, and
             30 with a teacher that is given, which may read every one.
-        held_out: share of the queries kept back, at most 0.5: half of them choose the epoch, the
-            other half have the last word.
+        held_out: where a map is trained, the share of the queries kept back, at most 0.5: half of
+            them choose, the other half have the last word. Else all of them have it.
         epochs: passes over the rest.
         lists: lists a step.
         learning_rate: of AdamW, falling to zero.
@@ -111,7 +111,10 @@ def learn(
     choosing: Sequence[int],
     config: AdaptConfig,
 ) -> Learnt:
-    """Whether terms are to move queries, and the map before that, as the choosing queries say."""
+    """Whether terms are to move queries, and which map before that, as the choosing queries say.
+
+    So nothing, the terms, a map, or a map and the terms.
+    """
     plain, pulled = (agreement(found, choosing, found.queries + each) for each in (0, added))
     helps = mean(pulled) > mean(plain)
     weight = fit(found, added if helps else np.zeros_like(added), train, choosing, config)
@@ -124,8 +127,10 @@ def fit(
     train: Sequence[int],
     choosing: Sequence[int],
     config: AdaptConfig,
-) -> np.ndarray:
+) -> np.ndarray | None:
     """The (d, d) float32 map that did best on the choosing queries, after any epoch.
+
+    None where none of them did better there than no map.
 
     Args:
         found: the teacher's lists.
@@ -141,7 +146,7 @@ def fit(
     )
     steps = config.epochs * -(-len(train) // config.lists)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
-    best, chosen = -1.0, weight.detach().numpy().copy()
+    best, chosen = mean(agreement(found, choosing, found.queries + added)), None
     rng = np.random.default_rng(config.seed)
     for epoch in range(config.epochs):
         for batch in _batches(rng.permutation(train), config.lists):

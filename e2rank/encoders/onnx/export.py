@@ -62,7 +62,8 @@ def export_onnx(
         encoder: on the CPU.
         folder: new or empty.
         precision: "fp32"; "int8" for CPUs; "fp16" for GPUs.
-        texts: to compare on; several hundred made-up ones of all lengths unless given.
+        texts: to compare on; several hundred made-up ones of all lengths unless given. The scales
+            of int8 are of both.
     Returns:
         The parity report.
     Raises:
@@ -96,7 +97,9 @@ def _write(encoder: TorchEncoder, side: Path, precision: Precision, texts: Seque
     parts = Parts.of(encoder)
     documents = queries = "model.onnx"
     words = encoder.words
-    some = texts[:: max(1, len(texts) // _RANGED)]
+    # A few texts may reach less far than others will.
+    known = list(dict.fromkeys([*sample_texts(), *texts]))
+    some = known[:: max(1, len(known) // _RANGED)]
     read = [*words.documents(some), *words.queries([text[:60] for text in some])]
     _save_graph(graph_of(parts.documents, parts), side / documents, precision, read)
     if parts.asking is not parts.documents:

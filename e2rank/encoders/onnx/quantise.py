@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from e2rank.encoders.onnx.ranges import channel_scales
+from e2rank.encoders.onnx.reshaping import names_read
 
 _BODY = "model"
 """The module that is the transformer itself, and none of its heads."""
@@ -46,7 +47,7 @@ def fixed_inputs(model: onnx.ModelProto) -> list[str]:
     """Names of what a transformer's layers read whose channels reach as far in any text.
 
     These are what a normalisation gives. What attention and the inside of a feed-forward block give
-    reaches up to three times as far in some texts as in all others, and a fixed scale would cut it.
+    reaches much further in some texts than in all others, and a fixed scale would cut it.
     """
     makers = {name: node.op_type for node in model.graph.node for name in node.output}
     matrices = {each.name for each in model.graph.initializer}
@@ -82,7 +83,6 @@ class _Int8:
 
     def rewrite(self) -> None:
         self._constant("int8.last", np.array([-1], dtype=np.int64))
-        self._constant("int8.flat", np.array([-1], dtype=np.int64))
         self._constant("int8.tiny", np.array(1e-12, dtype=np.float32))
         self._constant("int8.most", np.array(1 / 127, dtype=np.float32))
         self._constant("int8.one", np.array(1, dtype=np.float32))
@@ -102,7 +102,7 @@ class _Int8:
                 self._nodes.append(node)
         del self._graph.node[:]
         self._graph.node.extend(self._nodes)
-        used = {name for node in self._nodes for name in node.input}
+        used = {name for node in self._nodes for name in names_read(node)}
         kept = [each for each in self._graph.initializer if each.name in used]
         del self._graph.initializer[:]
         self._graph.initializer.extend([*kept, *self._added.values()])
@@ -158,7 +158,7 @@ class _Int8:
         """The node that adds a bias, by the product of fixed scales that only it reads."""
         readers: dict[str, list[onnx.NodeProto]] = {}
         for node in self._graph.node:
-            for name in node.input:
+            for name in names_read(node):
                 readers.setdefault(name, []).append(node)
         shown = {each.name for each in self._graph.output}
         found = {}
@@ -180,7 +180,7 @@ class _Int8:
             gelu, rows = given in self._gelus, f"{given}.rows"
             self._step(given, gelu)
             self._constant(f"{given}.width", np.array([-1, width], dtype=np.int64))
-            self._add("Reshape", [f"{given}.step", "int8.flat"], f"{given}.steps")
+            self._add("Reshape", [f"{given}.step", "int8.last"], f"{given}.steps")
             self._add("Shape", [f"{given}.steps"], f"{given}.count")
             zero = helper.make_tensor("value", TensorProto.UINT8, [1], [_LOW if gelu else 128])
             self._add("ConstantOfShape", [f"{given}.count"], f"{given}.zeros", value=zero)

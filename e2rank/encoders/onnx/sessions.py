@@ -16,7 +16,7 @@ CPU = "CPUExecutionProvider"
 # A second session reads batches beside each other, where its weights are cheap to hold twice.
 _TWICE = 500_000_000
 
-# Two additions and a normalisation take a ninth of the time of the one node made of them.
+# Two additions and a normalisation take less time than the one node made of them.
 _SLOWER_ON_CPU = ["SkipLayerNormFusion"]
 
 

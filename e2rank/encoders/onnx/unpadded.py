@@ -12,7 +12,7 @@ _MASK = 4
 def without_mask_where_unpadded(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model` itself, its bidirectional attention now in two branches, with the mask and without.
 
-    Without one onnxruntime runs an attention in blocks, a tenth to a fifth faster on a CPU.
+    Without one onnxruntime runs an attention in blocks, which is faster on a CPU.
     """
     found = [node for node in model.graph.node if _is_two_way(node)]
     if not found:

@@ -3,6 +3,8 @@
 import onnx
 from onnx import TensorProto, helper
 
+from e2rank.encoders.onnx.reshaping import names_read
+
 HEADS = "heads"
 """The input that says whether anything but the vectors is asked for."""
 
@@ -12,9 +14,8 @@ _VECTORS = "vectors"
 def heads_when_wanted(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model` itself, what its vectors do not need now behind a condition.
 
-    onnxruntime runs all of a graph whatever outputs are asked for: heads that nobody asked for
-    would take a thirtieth of the time of an int8 graph. Where they do not run, they give arrays
-    without an element.
+    onnxruntime runs all of a graph whatever outputs are asked for, so heads that nobody asked for
+    would take their time. Where they do not run, they give arrays without an element.
     """
     graph = model.graph
     needed = _needed(graph)
@@ -40,9 +41,7 @@ def _needed(graph: onnx.GraphProto) -> set[str]:
     needed = {_VECTORS}
     for node in reversed(graph.node):
         if needed & set(node.output):
-            needed.update(node.input)
-            for each in node.attribute:
-                needed.update(name for inner in each.g.node for name in inner.input)
+            needed.update(names_read(node))
     return needed
 
 
