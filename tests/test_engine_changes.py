@@ -2,15 +2,19 @@
 
 import json
 import logging
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from index_support import TokenEncoder
 
 from e2rank import Engine, IndexConfig
+from e2rank.encoders import Encoding
 from e2rank.encoders.hashing import HashingEncoder
-from e2rank.errors import CorpusError, EncoderMismatch, IndexFormatError
+from e2rank.errors import CorpusError, EncoderMismatch, IndexFormatError, MissingExtra
 from e2rank.index import Manifest, making
 from e2rank.index.verify import check, damage
 
@@ -278,6 +282,60 @@ def test_segments_past_the_limit_are_left_to_compact(
     assert len(engine.store.segments) >= 3
     engine.compact()
     assert [each.count for each in engine.store.segments] == [15]
+
+
+class Noting(TokenEncoder):
+    """An encoder that remembers what it read."""
+
+    def __init__(self) -> None:
+        super().__init__(64)
+        self.read: list[str] = []
+
+    def encode_documents(self, texts: Sequence[str], want: Any = None) -> Encoding:
+        self.read.extend(texts)
+        return super().encode_documents(texts, want)
+
+
+@pytest.mark.parametrize("config", [{"factory": "HNSW8"}, {"token_factory": "Flat"}, {}])
+@pytest.mark.parametrize("count", [19, 20, 50])
+def test_a_change_that_needs_faiss_is_refused_without_it_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], count: int
+) -> None:
+    monkeypatch.setattr(making, "SMALL", 20)
+    folder, refused = tmp_path / "index", bool(config) and count >= 20
+    Engine.build(ONE, folder, Noting(), IndexConfig(**config)).close()
+    new = ({"id": f"new{number}", "text": f"word{number}"} for number in range(count))
+    with Engine.open(folder, encoder := Noting()) as engine:
+        with monkeypatch.context() as without:
+            # As if no module of that name were there.
+            without.setitem(sys.modules, "faiss", None)
+            if refused:
+                with pytest.raises(MissingExtra, match="faiss is not installed"):
+                    engine.add(new)
+                assert encoder.read == []
+            else:
+                assert engine.add(new) == count == len(encoder.read)
+            if config:
+                engine.delete(["wing"])
+                with pytest.raises(MissingExtra, match="faiss is not installed"):
+                    engine.compact()
+        assert len(engine) == 3 + (0 if refused else count) - bool(config)
+        engine.compact()
+        check(engine.store)
+
+
+def test_no_more_than_a_batch_is_read_ahead_where_any_number_can_be_built(tmp_path: Path) -> None:
+    done, ahead = [0], []
+
+    def documents() -> Iterator[dict[str, Any]]:
+        for number in range(40):
+            ahead.append(number - done[-1])
+            yield {"id": str(number), "text": "wing"}
+
+    config = IndexConfig(factory="HNSW8", batch=8)
+    with Engine.build(ONE, tmp_path / "index", HashingEncoder(64), config) as engine:
+        assert engine.add(documents(), progress=done.append) == 40
+    assert max(ahead) == 7
 
 
 def test_a_factory_that_too_few_documents_can_train_falls_back_to_exact_search(

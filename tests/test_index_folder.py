@@ -104,7 +104,10 @@ def test_a_manifest_that_is_no_json_object_is_named(index: Path, text: str) -> N
         (lambda m: m.update(adapter="adapter-000001"), "it names no file of adapter-000001"),
         (lambda m: m.update(files=[]), "is damaged"),
         *(
-            (lambda m, name=name: m["files"].pop(name), f"manifest.json is damaged: it names no {name}")
+            (
+                lambda m, name=name: m["files"].pop(name),
+                f"manifest.json is damaged: it names no {name}",
+            )
             for name in FILES
         ),
         (

@@ -39,6 +39,8 @@ from e2rank.errors import MissingExtra
 TERMS = {"query.terms", "query.directions", "query.pull"}
 SHOWN = [tuple(TEXTS[place : place + place % 4]) for place in range(len(TEXTS))]
 
+REPORT = {"texts": 2, "top10": 1.0}
+
 each_encoder = pytest.mark.parametrize("name", list(ENCODERS))
 each_int8 = pytest.mark.parametrize("name", ["adapted", "soft_decoder"])
 
@@ -509,6 +511,30 @@ def test_nothing_is_written_when_the_export_is_refused(
     with one_parts("soft"), pytest.raises(ExportRefused, match="not of unit length"):
         export.export_onnx(encoder("soft"), tmp_path / "bundle", texts=TEXTS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scales_of_int8_are_of_all_texts_however_few_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, real = list[dict[str, np.ndarray]](), export.ranges
+
+    def noted(*given: Any) -> dict[str, np.ndarray]:
+        reached.append(real(*given))
+        return reached[-1]
+
+    monkeypatch.setattr(export, "ranges", noted)
+    monkeypatch.setattr(export, "graph_of", graph_of)
+    # What is compared has no part in it.
+    monkeypatch.setattr(gate, "compare", lambda model, found, texts, bounds: REPORT)
+    for place, texts in enumerate((None, ["a", "of a wing"])):
+        with one_parts("soft"):
+            export.export_onnx(
+                encoder("soft"), tmp_path / str(place), precision="int8", texts=texts
+            )
+    most, few = reached
+    assert most.keys() == few.keys() != set()
+    for name, reach in most.items():
+        assert (few[name] >= reach).all()
 
 
 def test_a_folder_that_is_not_empty_is_left_as_it_is(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from e2rank.encoders.onnx.quantise import fixed_inputs, to_int8
 from e2rank.encoders.onnx.ranges import channel_scales, ranges
-from e2rank.encoders.onnx.reshaping import without_double_reshapes
+from e2rank.encoders.onnx.reshaping import names_read, without_double_reshapes
 from e2rank.encoders.onnx.sessions import CPU
 from e2rank.encoders.onnx.wanted import heads_when_wanted
 from e2rank.encoders.tokens import Tokens
@@ -186,6 +186,65 @@ def test_a_reshape_of_a_reshape_is_one() -> None:
     assert all(each.input[0] == "x" for each in less.graph.node)
     for one, other in zip(known, run(less, "vectors", "seen", "also", x=x), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_shape_that_copies_an_axis_stays_with_what_comes_just_before() -> None:
+    nodes = [
+        helper.make_node("Reshape", ["x", "pairs"], ["one"]),
+        helper.make_node("Reshape", ["one", "rows"], ["two"]),
+        helper.make_node("Reshape", ["two", "flat"], ["vectors"]),
+        helper.make_node("Neg", ["two"], ["seen"]),
+    ]
+    shapes = {"flat": np.array([-1]), "pairs": np.array([-1, 2]), "rows": np.array([0, 2, 1])}
+    outputs = [floats("vectors", None), floats("seen", None, None, None)]
+    model = drawn(nodes, shapes, [floats("x", "n", 4)], outputs)
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    known = run(model, "vectors", "seen", x=x)
+    assert known[1].shape == (6, 2, 1)
+    less = without_double_reshapes(model)
+    assert [each.input[0] for each in less.graph.node] == ["x", "one", "x", "two"]
+    for one, other in zip(known, run(less, "vectors", "seen", x=x), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def branched(name: str) -> onnx.NodeProto:
+    """`out`: by an input `whether` what `name` names, or the negative of it."""
+    inner = [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)]
+    graphs = [
+        helper.make_graph([helper.make_node(kind, [name], ["inner"])], kind, [], inner)
+        for kind in ("Identity", "Neg")
+    ]
+    given = {"then_branch": graphs[0], "else_branch": graphs[1]}
+    return helper.make_node("If", ["whether"], ["out"], **given)
+
+
+def test_what_only_a_branch_reads_is_kept() -> None:
+    whether = helper.make_tensor_value_info("whether", TensorProto.BOOL, [])
+    nodes = [
+        helper.make_node("Reshape", ["x", "flat"], ["one"]),
+        helper.make_node("Reshape", ["one", "pairs"], ["vectors"]),
+        branched("one"),
+    ]
+    shapes = {"flat": np.array([-1]), "pairs": np.array([-1, 2])}
+    outputs = [floats("vectors", None, 2), floats("out", None)]
+    model = drawn(nodes, shapes, [floats("x", "n", 4), whether], outputs)
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    found = run(without_double_reshapes(model), "out", x=x, whether=np.array(False))[0]
+    np.testing.assert_array_equal(found, -x.flatten())
+
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((WIDTH, WIDTH)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "weight"], ["vectors"]), branched("weight")]
+    outputs = [floats("vectors", "n", WIDTH), floats("out", WIDTH, WIDTH)]
+    small = to_int8(drawn(nodes, {"weight": weight}, [floats("x", "n", WIDTH), whether], outputs))
+    found = run(small, "out", x=weight, whether=np.array(True))[0]
+    np.testing.assert_array_equal(found, weight)
+
+
+def test_what_the_branches_of_a_branch_read_is_read() -> None:
+    outer = helper.make_graph([branched("deep")], "outer", [], [])
+    node = helper.make_node("If", ["first"], ["out"], then_branch=outer, else_branch=outer)
+    assert set(names_read(node)) == {"first", "whether", "deep"}
 
 
 def test_heads_run_only_where_they_are_wanted() -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,7 +183,9 @@ def made_of(texts: list[str], folder: Path) -> Engine:
 
 def test_a_message_names_repair_for_just_those_files_that_it_makes_again(every: Path) -> None:
     names = list(Manifest.load(every).files)
+    away = f"take the adapter away by e2rank adapt {every} --remove, or restore it from a copy"
     assert {Path(name).name for name in names} >= DERIVED
+    assert any(name.startswith("adapter-") for name in names)
     for name in names:
         whole = (every / name).read_bytes()
         for spoil in (flip, Path.unlink, lambda path: path.write_bytes(b"")):
@@ -193,10 +196,52 @@ def test_a_message_names_repair_for_just_those_files_that_it_makes_again(every: 
                 assert message.endswith("run e2rank repair")
                 assert (done.rebuilt, done.left) == ([name], {})
             else:
-                assert message.endswith("restore it from a copy, or build the index again")
+                assert message.endswith(away if name.startswith("adapter-") else RESTORE[2:])
                 assert (done.rebuilt, done.left) == ([], {name: message})
                 (every / name).write_bytes(whole)
             assert (every / name).read_bytes() == whole
+
+
+@pytest.mark.parametrize("index", ["", ".", "my", "my.faiss", "postings_of", "/x/adapter-000001"])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("manifest.json", "restore it"),
+        ("segments", "restore it"),
+        ("segments/000001/vectors.npy", "restore it"),
+        ("segments/000001/contract.json", "restore it"),
+        ("segments/000001/dense.faiss", "run e2rank repair"),
+        ("segments/1000000/sparse.seismic", "run e2rank repair"),
+        ("segments/000001/postings_ends.npy", "run e2rank repair"),
+        ("deleted/000001-2.npy", "restore it"),
+        ("adapter-000002/adapter.json", "take the adapter away by e2rank adapt {index} --remove"),
+        ("adapter-000002/dense.faiss", "take the adapter away by e2rank adapt {index} --remove"),
+    ],
+)
+def test_what_helps_depends_on_the_place_inside_the_index(index: str, name: str, what: str) -> None:
+    assert files.remedy(Path(index, name)).startswith(what.format(index=Path(index)))
+
+
+@pytest.mark.parametrize("name", ["my.faiss", "postings_of_mine", "adapter-000001"])
+def test_a_wrong_manifest_is_not_to_be_repaired_whatever_the_index_is_called(
+    folder: Path, name: str
+) -> None:
+    index = folder.rename(folder.with_name(name))
+    whole = Manifest.load(index)
+    extra = f"{SEGMENT}/other"
+    shutil.copy(index / FAISS, index / extra)
+    for change in (
+        lambda named: named.pop(FAISS),
+        lambda named: named.pop(whole.segments[0].deletions),
+        lambda named: named.update({extra: named[FAISS]}),
+    ):
+        manifest = Manifest.load(index)
+        change(manifest.files)
+        manifest.save(index)
+        with pytest.raises(IndexFormatError, match=f"{name}/manifest.json is damaged") as caught:
+            Store.open(index)
+        assert str(caught.value).endswith(RESTORE)
+        whole.save(index)
 
 
 def test_arrays_of_another_shape_are_refused_with_what_to_do_about_them(every: Path) -> None:
@@ -229,6 +274,69 @@ def test_derived_files_of_other_documents_are_made_again_though_their_hashes_are
     with Store.open(every, verify=True) as store:
         check(store)
     assert repair(every).rebuilt == []
+
+
+def strange_terms(segment: Path) -> None:
+    """Make a sparse vector name a term that no vocabulary has."""
+    terms = np.load(segment / "sparse_terms.npy")
+    terms[3] = 1000
+    np.save(segment / "sparse_terms.npy", terms)
+
+
+def lost_ends(segment: Path) -> None:
+    """Lose a document's token vectors."""
+    np.save(segment / "token_ends.npy", np.load(segment / "token_ends.npy")[1:])
+
+
+@pytest.mark.parametrize(
+    ("source", "change", "left"),
+    [
+        ("sparse_terms.npy", strange_terms, {n for n in DERIVED if n.startswith("postings_")}),
+        ("token_ends.npy", lost_ends, {"tokens.faiss"}),
+    ],
+)
+def test_what_cannot_be_made_of_unsound_files_is_left_and_all_else_is_repaired(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    change: Callable[[Path], None],
+    left: set[str],
+) -> None:
+    monkeypatch.setattr(making, "SMALL", 5)
+    folder, config = tmp_path / "two", IndexConfig(factory="HNSW8", token_factory="Flat")
+    records = [{"id": str(number), "text": text} for number, text in enumerate(TEXTS)]
+    with Engine.build(records[:40], folder, EveryEncoder(), config) as engine:
+        engine.add(records[40:])
+    bad = "segments/000002"
+    whole = (folder / FAISS).read_bytes()
+    shutil.copy(folder / bad / "dense.faiss", folder / FAISS)
+    resealed(folder, FAISS)
+    change(folder / bad)
+    resealed(folder, f"{bad}/{source}")
+    done = repair(folder)
+    assert done.rebuilt == [FAISS]
+    assert done.left.keys() == {f"{bad}/{name}" for name in left}
+    for name, message in done.left.items():
+        assert message.startswith(f"{name} cannot be made again: ")
+        assert message.endswith(RESTORE)
+        assert "\n" not in message
+    assert damage(folder) == {}
+    assert (folder / FAISS).read_bytes() == whole
+
+
+def test_what_was_repaired_before_a_package_was_missing_stays_repaired(
+    every: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_of(TEXTS[:40], tmp_path / "other").close()
+    whole = (every / FAISS).read_bytes()
+    shutil.copy(tmp_path / "other" / FAISS, every / FAISS)
+    resealed(every, FAISS)
+    flip(every / SEGMENT / "sparse.seismic")
+    monkeypatch.setitem(sys.modules, "seismic", None)
+    with pytest.raises(MissingExtra, match=r"e2rank\[seismic\]"):
+        repair(every)
+    assert damage(every).keys() == {f"{SEGMENT}/sparse.seismic"}
+    assert (every / FAISS).read_bytes() == whole
 
 
 def test_what_cannot_be_read_for_want_of_a_package_is_not_called_damaged(

@@ -20,8 +20,8 @@ LOCK = ".lock"
 _DERIVED = re.compile(r"(.*/)?segments/\d{6,}/([^/]*\.(faiss|seismic)|postings_[^/]*)")
 """Files that are made from others of their segment, see `derived`."""
 
-# An index may itself be in a folder of such a name: its manifest is no part of an adapter.
-_ADAPTER = re.compile(r"(.*/)?adapter-\d{6,}/(?!manifest\.json$)[^/]+")
+# An index may itself be called so, and what is in it is no part of an adapter.
+_ADAPTER = re.compile(r"(.*/)?adapter-\d{6,}/(?!(manifest\.json|segments)$)[^/]+")
 """Files of an index's own adapter, which it can be searched without."""
 
 _log = logging.getLogger("e2rank")
@@ -72,7 +72,7 @@ def remedy(path: Path) -> str:
         return "run e2rank repair"
     if _ADAPTER.fullmatch(path.as_posix()):
         index = path.parent.parent
-        return f"restore it from a copy, or take the adapter away: e2rank adapt {index} --remove"
+        return f"take the adapter away by e2rank adapt {index} --remove, or restore it from a copy"
     return "restore it from a copy, or build the index again"
 
 

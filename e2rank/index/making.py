@@ -82,7 +82,7 @@ class Maker:
             dense.load_faiss()
 
     def _config(self, count: int, *, small: bool) -> IndexConfig:
-        """How a segment of so many documents is built: without FAISS if `small` and they are few."""
+        """How a segment of so many documents is built; few need no FAISS if `small`."""
         config = fitting(self._base.manifest.index_config, count)
         if count and not (small and count < SMALL):
             return config

@@ -105,7 +105,8 @@ def repair(folder: Path) -> Repaired:
     Those are FAISS indexes, and postings and Seismic indexes of sparse vectors: also where their
     hashes are right, and they cannot be read here or are of other vectors.
 
-    Nothing else of an index can be told from the rest; it is named, not guessed.
+    Nothing else of an index can be told from the rest; it is named, not guessed. So is what cannot
+    be built, as the files that it is made from are not sound though their hashes are right.
 
     Raises:
         IndexFormatError: if the manifest is damaged, or another process is writing.
@@ -155,7 +156,7 @@ def _unread(files: Derived, segment: Path, names: list[str]) -> list[str]:
         files.read(segment)
     except MissingExtra:
         return []  # nobody can tell
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception:  # numpy raises what it likes where the sources are not sound
         return names
@@ -175,7 +176,7 @@ def _rebuilt(folder: Path, names: Sequence[str], make: Make) -> dict[str, dict[s
         make(where, side)
         for name in names:
             (side / Path(name).name).replace(folder / name)
-    except (IndexFormatError, MissingExtra, OSError):
+    except (IndexFormatError, MissingExtra, OSError, MemoryError):
         raise
     except Exception as error:  # numpy and FAISS raise what they like
         raise damaged(where, error) from error
@@ -228,6 +229,4 @@ def _check_sparse(segment: Segment, sparse: Sparse, dim: int) -> None:
 def _unfit(segment: Segment, what: str, file: str = "documents.sqlite") -> IndexFormatError:
     """The error for a segment where `file` is not what the others say."""
     path = Path("segments", segment.name, file)
-    return IndexFormatError(
-        f"segment {segment.name} does not fit together: {what}; {remedy(path)}"
-    )
+    return IndexFormatError(f"segment {segment.name} does not fit together: {what}; {remedy(path)}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from e2rank.contract import Prompt
 from e2rank.documents import Candidates
-from e2rank.encoders import Encoder, Encoding, encode_documents
+from e2rank.encoders import Encoder, Encoding, encode_documents, total
 from e2rank.rerank import Scored
 from e2rank.rerank.plans import Full, Groups, Plan, Windows
 from e2rank.scores import rank
@@ -93,20 +93,11 @@ class ListwiseReranker:
         self, queries: Sequence[str], pools: Sequence[Candidates], shown: int
     ) -> list[Scored]:
         prompts = self.encoder.encode_prompts(queries, [pool.texts[:shown] for pool in pools])
-        answers = []
-        for pool, prompt, cost in zip(pools, prompts.vectors, prompts.costs(), strict=True):
-            documents = self._documents(pool)
-            calls, tokens, truncated = cost
-            answers.append(
-                Scored(
-                    scores=documents.vectors @ prompt,
-                    vector=prompt,
-                    calls=calls + self._encoded(pool),
-                    tokens=tokens + documents.tokens,
-                    truncated=truncated + len(documents.truncated),
-                )
-            )
-        return answers
+        parts = zip(map(self._documents, pools), prompts.vectors, prompts.costs(), strict=True)
+        return [
+            Scored(documents.vectors @ prompt, prompt, *total([cost, *documents.costs()]))
+            for documents, prompt, cost in parts
+        ]
 
     def _by_vectors(self, queries: Sequence[str], pools: Sequence[Candidates]) -> list[Scored]:
         most = max(self.encoder.contract.list_sizes)
@@ -117,20 +108,10 @@ class ListwiseReranker:
             np.concatenate([each.vectors for each in asked]),
             [each.vectors[:most] for each in documents],
         )
-        costs = prompts.costs()
+        parts = zip(documents, asked, prompts.vectors, prompts.costs(), strict=True)
         return [
-            Scored(
-                scores=documents[place].vectors @ prompts.vectors[place],
-                vector=prompts.vectors[place],
-                calls=costs[place][0]
-                + self._encoded(pool)
-                + asked[place].calls * (not self._known(pool)),
-                tokens=costs[place][1] + documents[place].tokens + asked[place].tokens,
-                truncated=costs[place][2]
-                + len(documents[place].truncated)
-                + len(asked[place].truncated),
-            )
-            for place, pool in enumerate(pools)
+            Scored(shown.vectors @ prompt, prompt, *total([cost, *shown.costs(), *query.costs()]))
+            for shown, query, prompt, cost in parts
         ]
 
     def _planned(self, query: str, pool: Candidates, plan: Windows | Groups) -> Scored:
@@ -140,31 +121,17 @@ class ListwiseReranker:
         scores = np.empty(len(pool), dtype=np.float32)
         # Scores of different windows are not comparable: the order itself is the answer.
         scores[order] = 1.0 - np.arange(len(pool), dtype=np.float32) / len(pool)
-        return Scored(
-            scores=scores,
-            vector=run.last,
-            calls=run.calls + self._encoded(pool),
-            tokens=run.tokens + documents.tokens,
-            truncated=run.truncated + len(documents.truncated),
-        )
-
-    def _stored(self, pool: Candidates) -> bool:
-        return pool.vectors is not None and pool.fingerprint == self.encoder.fingerprint
-
-    def _encoded(self, pool: Candidates) -> int:
-        return 0 if self._stored(pool) else len(pool)
-
-    def _known(self, pool: Candidates) -> bool:
-        return pool.query is not None and pool.fingerprint == self.encoder.fingerprint
+        took = total([(run.calls, run.tokens, run.truncated), *documents.costs()])
+        return Scored(scores, run.last, *took)
 
     def _asked(self, query: str, pool: Candidates) -> Encoding:
-        if pool.query is not None and self._known(pool):
-            return Encoding(pool.query[None])
+        if pool.query is not None and pool.fingerprint == self.encoder.fingerprint:
+            return Encoding(pool.query[None], calls=0)
         return self.encoder.encode_queries([query])
 
     def _documents(self, pool: Candidates) -> Encoding:
-        if pool.vectors is not None and self._stored(pool):
-            return Encoding(pool.vectors)
+        if pool.vectors is not None and pool.fingerprint == self.encoder.fingerprint:
+            return Encoding(pool.vectors, calls=0)
         return encode_documents(self.encoder, pool.texts, ["dense"])
 
 
