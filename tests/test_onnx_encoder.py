@@ -569,6 +569,34 @@ def test_the_folder_says_what_it_is(bundles: Path) -> None:
         assert str(Path(module.__file__ or "").parents[1]).encode() not in graph
 
 
+@pytest.mark.parametrize("name", ["adapted", "soft"])
+def test_arrays_that_are_bound_to_a_device_give_the_same_vectors(
+    name: str, bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = exported(name, "fp32", bundles)
+    known = encodings(OnnxEncoder(folder))
+    # As a GPU is fed, with the CPU in its place.
+    monkeypatch.setitem(sessions._DEVICES, sessions.CPU, "cpu")
+    bound = OnnxEncoder(folder)
+    kept, run = [], Sessions.run
+
+    def noted(self: Sessions, *given: Any, **how: Any) -> Any:
+        kept.append(how.get("keep", ""))
+        return run(self, *given, **how)
+
+    monkeypatch.setattr(Sessions, "run", noted)
+    found = encodings(bound)
+    assert known.keys() == found.keys()
+    for kind, one in known.items():
+        assert_close(found[kind].vectors, one.vectors)
+        for rows, others in zip(found[kind].token_vectors, one.token_vectors, strict=True):
+            assert_close(rows, others)
+    if (sparse := known["documents"].sparse) is not None:
+        np.testing.assert_array_equal(found["documents"].sparse.terms, sparse.terms)
+        np.testing.assert_allclose(found["documents"].sparse.weights, sparse.weights, atol=1e-5)
+    assert ("states" in kept) == (sparse is not None)
+
+
 def test_a_bundle_of_an_adapters_folder_takes_its_name_and_not_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,8 +17,9 @@ class Directions:
 
     q becomes `unit(q + pull * unit(sum over its tokens t of idf(t) * v_t))`, a token that stands
     twice counting twice, with v_t the direction in which documents with t differ from those
-    without: Fisher's linear discriminant, see `e2rank.train.directions`. A query none of whose
-    tokens is in the table stays where it is.
+    without: Fisher's linear discriminant, see `e2rank.train.directions`. All of the query's own
+    tokens count, also those beyond what the model is shown, and none of a prefix. A query none of
+    whose tokens is in the table stays where it is.
 
     Args:
         terms: (t,) int32 token ids, ascending.

@@ -1,7 +1,7 @@
 """Sessions of onnxruntime: started as asked, or not at all."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,12 @@ from e2rank.encoders.onnx.bundle import BundleError
 from e2rank.errors import MissingExtra
 
 CPU = "CPUExecutionProvider"
+
+# Where arrays lie for a provider that is not the CPU; of the others onnxruntime is fed from memory.
+_DEVICES = {
+    "CUDAExecutionProvider": "cuda",
+    "TensorrtExecutionProvider": "cuda",
+}
 
 # A second session reads batches beside each other, where its weights are cheap to hold twice.
 _TWICE = 500_000_000
@@ -37,7 +43,7 @@ class Sessions:
         """
         self._path, self._provider = path, provider
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.on_cpu = provider == CPU
+        self.on_cpu, self._device = provider == CPU, _DEVICES.get(provider)
         self._one = self._session(self.threads)
         self.takes = {each.name: tuple(each.shape) for each in self._one.get_inputs()}
         """Names and shapes of the inputs; an axis of any length has a name."""
@@ -53,11 +59,30 @@ class Sessions:
         return self._session(1)
 
     def run(
-        self, names: Sequence[str], feed: dict[str, np.ndarray], *, beside: bool
-    ) -> list[np.ndarray]:
-        """The arrays of these names; `beside` other calls, with one thread for each."""
+        self, names: Sequence[str], feed: Mapping[str, Any], *, beside: bool, keep: str = ""
+    ) -> list[Any]:
+        """The arrays of these names.
+
+        Args:
+            names: of outputs.
+            feed: arrays by the names of inputs, or what `keep` left of another graph's.
+            beside: whether other calls run at the same time, with one thread for each.
+            keep: an output that is only fed to another graph: on a GPU it is left there.
+        """
         session = (self.bulk if beside else None) or self._one
-        return [np.asarray(each) for each in session.run(list(names), feed)]
+        if self._device is None:
+            return [np.asarray(each) for each in session.run(list(names), feed)]
+        binding = session.io_binding()
+        for name, value in feed.items():
+            if isinstance(value, np.ndarray):
+                binding.bind_cpu_input(name, value)
+            else:
+                binding.bind_ortvalue_input(name, value)
+        for name in names:
+            binding.bind_output(name, self._device if name == keep else "cpu")
+        session.run_with_iobinding(binding)
+        made = zip(names, binding.get_outputs(), strict=True)
+        return [value if name == keep else value.numpy() for name, value in made]
 
     def _session(self, threads: int) -> Any:
         runtime = _onnxruntime(self._provider)

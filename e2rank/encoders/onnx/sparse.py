@@ -1,6 +1,7 @@
 """Sparse vectors of documents from the states that a transformer's graph gives."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,18 +27,18 @@ class SparseGraph:
         self.sessions, self._padding, self._special = sessions, padding, special
         self._window = int(sessions.takes["windows"][2])
 
-    def rows(self, texts: Sequence[Tokens], states: np.ndarray, *, beside: bool) -> list[Row]:
+    def rows(self, texts: Sequence[Tokens], states: Any, *, beside: bool) -> list[Row]:
         """The terms (int32, ascending) and weights (float32, above 0) of each text.
 
         Args:
             texts: n texts.
-            states: (n, t, width) float32, padded.
+            states: (n, t, width) float32, padded; perhaps left on a GPU.
             beside: whether other calls run at the same time, a thread each.
         Raises:
             EncodingError: for a NaN or an infinity.
         """
-        n, t, _ = states.shape
         ids = pad([each.ids for each in texts], 0, self._padding)
+        n, t = ids.shape
         filled = pad([[1] * len(each.ids) for each in texts], 0, self._padding).astype(bool)
         counted = filled & ~np.isin(ids, list(self._special))
         places = [np.flatnonzero(row) + number * t for number, row in enumerate(counted)]

@@ -71,7 +71,8 @@ class Graph:
 
         def one(texts: Sequence[Tokens], soft: Soft | None) -> list[Any]:
             feed = self._feed(names, texts, soft)
-            made: list[Any] = self._sessions.run(names, feed, beside=beside)
+            keep = names[-1] if sparse is not None else ""
+            made: list[Any] = self._sessions.run(names, feed, beside=beside, keep=keep)
             if sparse is not None:
                 made[-1] = sparse.rows(texts, made[-1], beside=beside)
             return made
