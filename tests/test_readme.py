@@ -209,3 +209,15 @@ def test_what_an_index_went_through_is_what_was_measured() -> None:
     files = results("flips")["files"].values()
     assert f"{sum(each['damaged'] for each in files):,} damaged copies" in text
     assert all(each["fewest_of_k"] == 10 for each in results("filters")["rows"])
+
+
+def test_the_speed_of_exported_encoders_is_the_measured_one() -> None:
+    path = ROOT / "benchmarks" / "results" / "encode.json"
+    ways = json.loads(path.read_text(encoding="utf-8"))["results"]["ways"]
+    ratio = {each["way"]: each["ratio"] for each in ways}
+    int8, fp32 = (ratio[f"e2rank onnx {kind}"] for kind in ("int8", "fp32"))
+    told = (
+        f"in int8 reads documents {int8:.1f} times as fast as sentence-transformers' `encode`, in "
+        f"fp32 {fp32:.1f} times"
+    )
+    assert told in " ".join(README.split())
