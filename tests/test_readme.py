@@ -170,7 +170,7 @@ def test_figures_in_the_text_are_those_that_were_measured() -> None:
         "cranfield": 0.0,
     }
     assert f"spends {overhead['overhead_ms']['p50']:.1f} ms outside" in text
-    assert f"at {overhead['documents']:,} documents" in text
+    assert f"scan of {overhead['documents']:,} documents" in text
     assert f"at {results('sparse')['encoding']['p50_ms']:.2f} ms a query" in text
     assert f"built in {scale['peak_mb']:.0f} MB of memory" in text
     assert f"opens in {1000 * scale['open_s']:.0f} ms" in text
