@@ -247,9 +247,9 @@ def test_an_encoder_asks_for_heads_when_it_needs_them(
     asked = []
     whole = Sessions.run
 
-    def watched(self: Sessions, names: Any, feed: Any, *, beside: bool) -> list[np.ndarray]:
+    def watched(self: Sessions, names: Any, feed: Any, **how: Any) -> list[np.ndarray]:
         asked.append(bool(feed["heads"]))
-        return whole(self, names, feed, beside=beside)
+        return whole(self, names, feed, **how)
 
     monkeypatch.setattr(Sessions, "run", watched)
     given.encode_documents(["wing"], want=["dense"])
