@@ -220,4 +220,8 @@ def test_the_speed_of_exported_encoders_is_the_measured_one() -> None:
         f"in int8 reads documents {int8:.1f} times as fast as sentence-transformers' `encode`, in "
         f"fp32 {fp32:.1f} times"
     )
-    assert told in " ".join(README.split())
+    text = " ".join(README.split())
+    assert told in text
+    ndcg = json.loads((path.parent / "onnx.json").read_text(encoding="utf-8"))["results"]["ndcg"]
+    most = max(abs(each["change"]) for each in ndcg if each["ranking"] == "dense")
+    assert f"int8 changes nDCG@10 by up to {most:.3f}".replace("0.", ".") in text
