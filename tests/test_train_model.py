@@ -16,7 +16,7 @@ from e2rank.encoders.adapter import Adapter
 from e2rank.encoders.presets import load_encoder
 from e2rank.encoders.torch import TorchEncoder
 from e2rank.errors import AdapterError
-from e2rank.train import TrainConfig, model, train
+from e2rank.train import TrainConfig, model, saving, train
 from e2rank.train.examples import Example
 from e2rank.train.objective import objective, targets
 from e2rank.train.sampling import ListBatch
@@ -187,13 +187,13 @@ def test_a_trained_model_folder_reads_everything_as_trained(
 ) -> None:
     base = make(tmp_path / "base")
     trained: list[model.Trainee] = []
-    save = model.save
+    save = saving.save
 
     def keep(trainee: model.Trainee, *rest: Any) -> None:
         trained.append(trainee)
         save(trainee, *rest)
 
-    monkeypatch.setattr(model, "save", keep)
+    monkeypatch.setattr(saving, "save", keep)
     config = support.config(
         base, data, tmp_path / "out", train_documents=True, tune=tune, prompt_document_tokens=7
     )

@@ -17,7 +17,7 @@ from e2rank.encoders.adapter import Adapter
 from e2rank.encoders.presets import load_encoder
 from e2rank.encoders.torch import TorchEncoder
 from e2rank.errors import AdapterError
-from e2rank.train import TrainConfig, model, train
+from e2rank.train import TrainConfig, model, saving, train
 from e2rank.train.distributed import World
 from e2rank.train.examples import Example
 from e2rank.train.log import read_log
@@ -91,7 +91,7 @@ def test_a_steps_loss_is_the_objective_of_the_adapters_own_vectors(
     found, tokens = learn(trainee, config, ListBatch(tuple(examples), "s", 3), frozen, World())
 
     wanted = targets(ListBatch(tuple(examples), "s", 3))
-    again = loaded(bert).adapt(model.adapter(trainee, config, {}))
+    again = loaded(bert).adapt(saving.adapter(trainee, config, {}))
     queries, lists = [each for each, _ in pairs], [own for _, own in pairs]
     asked = again.encode_queries(queries)
     shown = [again.encode_documents(own).vectors for own in lists]

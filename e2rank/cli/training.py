@@ -99,7 +99,8 @@ def adapt(
     if teacher is Teaching.CROSS_ENCODER:
         asking = cast(Reranker, reranker(Ranker.CROSS_ENCODER, cross_encoder))
     try:
-        with progress("queries", None) as done:
+        most = settings.most(trains=asking is not None)
+        with progress("queries", min(most, len(log)) if log else most) as done:
             found = run_adaptation(
                 folder,
                 settings,

@@ -158,7 +158,7 @@ def _adaptable(engine: Engine, teacher: Reranker | None) -> TorchEncoder:
 def _queries(
     engine: Engine, config: AdaptConfig, given: Sequence[str] | None, *, trains: bool
 ) -> list[tuple[str, str]]:
-    most = config.queries or max(config.least, 2000 if trains else 400)
+    most = config.most(trains=trains)
     if given is not None:
         check_queries(given)
         asked = [(text, "") for text in list(dict.fromkeys(given))[:most]]

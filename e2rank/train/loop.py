@@ -12,7 +12,7 @@ import torch
 import transformers
 import xxhash
 
-from e2rank.train import checkpoint, distributed, model
+from e2rank.train import checkpoint, distributed, model, saving
 from e2rank.train.checkpoint import Checkpoint
 from e2rank.train.config import TrainConfig
 from e2rank.train.dev import Dev, load_dev
@@ -166,7 +166,7 @@ def _save(run: _Run) -> None:
 def _finish(run: _Run) -> Path:
     out = Path(run.config.out)
     if run.world.main:
-        model.save(run.trainee, run.config, out, run.examples, _about(run))
+        saving.save(run.trainee, run.config, out, run.examples, _about(run))
         draw_curve(out)
         _tidy(out)
     # Nobody leaves before the files are there.

@@ -83,6 +83,10 @@ class AdaptConfig:
         """Queries without which the held-out ones could not tell whether it helped."""
         return math.ceil(2 * TELLING / self.held_out)
 
+    def most(self, *, trains: bool) -> int:
+        """Queries that are made, or taken from a log; `trains` where a teacher is given."""
+        return self.queries or max(self.least, 2000 if trains else 400)
+
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
