@@ -5,10 +5,13 @@
 All ways search the same token vectors with the same encoded queries, one at a time on one thread:
 exhaustive MaxSim; documents proposed by their single tokens from an IVF index, then MaxSim;
 fast-plaid, in an environment of its own (`make plaid`; left out where that is absent); and a first
-stage of whole documents, by sparse vectors or a hybrid of them and dense ones, whose candidates get
-MaxSim, with and without prunings. Everything is chosen on other queries than those reported. The
-searches by tokens: for each collection, the quickest within .003 nDCG@10 of exhaustive MaxSim. How
-many candidates, and the prunings: for all collections together, see `multivector_choice.py`.
+stage of whole documents, alone or with MaxSim of its candidates, with and without prunings. It goes
+by sparse vectors ("sparse"), by sparse vectors and then in the order of these and dense ones
+("sparse, dense"), or is a "hybrid" of a search by each. Everything is chosen on other queries than
+those reported. The searches by tokens: for each collection, the quickest within .003 nDCG@10 of
+exhaustive MaxSim. How many candidates, and the prunings: for all collections together, see
+`multivector_choice.py`. A pruning is compared with the same candidates all scored; that of "sparse,
+dense" also with those of "sparse", which it is to replace.
 Indexes of single tokens are kept in .work; the first run builds them. fast-plaid's would take over
 an hour for the other two collections here, so only Cranfield's is built.
 """
@@ -35,6 +38,7 @@ from multivector_ways import (
     by_tokens,
     first_stage,
     key_of,
+    one_stage,
     proposers,
     run_all,
     tokens_of,
@@ -101,10 +105,11 @@ def measured(
         floor = points[EXHAUSTIVE][0] - NEAR
         best = {TOKENS: cheapest({way: points[way] for way in single}, floor)}
         ways[TOKENS] = single[best[TOKENS]]
-        for staged, how in prunings.items():
-            first = first_stage(store, encoder, staged[0])
-            ways[plain(staged)] = two_stage(store, first, staged[1], MaxSim(k=K))
-            ways[pruned(staged)] = two_stage(store, first, staged[1], how)
+        firsts = {kind: first_stage(store, encoder, kind) for kind in FIRSTS}
+        ways |= {kind: one_stage(first) for kind, first in firsts.items()}
+        for (kind, depth), how in prunings.items():
+            ways[plain((kind, depth))] = two_stage(store, firsts[kind], depth, MaxSim(k=K))
+            ways[pruned((kind, depth))] = two_stage(store, firsts[kind], depth, how)
         runs = run_all(ways, test)
         if index:
             setting = cheapest(of_plaid, floor)
@@ -139,6 +144,12 @@ def pruned(staged: Staged) -> str:
     return f"{plain(staged)}, pruned"
 
 
+def compared() -> list[tuple[str, str]]:
+    """Each pruned way, and one that it may replace."""
+    own = [(pruned(each), plain(each)) for each in product(FIRSTS, DEPTHS)]
+    return own + [(pruned(("sparse, dense", n)), plain(("sparse", n))) for n in DEPTHS]
+
+
 def summary(results: Mapping[str, Measured], best: Sequence[Staged]) -> dict[str, Any]:
     """Quality and time of each way, and ratios of medians."""
     ms = {way: statistics.median(each.ms) for way, each in results.items()}
@@ -157,13 +168,12 @@ def summary(results: Mapping[str, Measured], best: Sequence[Staged]) -> dict[str
         },
         "speed-up": {f"{one} / {two}": ms[one] / ms[two] for two in ours for one in others},
         "pruning": {
-            plain(each): {
-                f"{MEASURE} change": mean(results[pruned(each)].ndcg)
-                - mean(results[plain(each)].ndcg),
-                "p": permutation_test(results[pruned(each)].ndcg, results[plain(each)].ndcg),
-                "speed-up": ms[plain(each)] / ms[pruned(each)],
+            f"{one}, than {two}": {
+                f"{MEASURE} change": mean(results[one].ndcg) - mean(results[two].ndcg),
+                "p": permutation_test(results[one].ndcg, results[two].ndcg),
+                "speed-up": ms[two] / ms[one],
             }
-            for each in product(FIRSTS, DEPTHS)
+            for one, two in compared()
         },
     }
 
@@ -177,8 +187,8 @@ def show(name: str, found: Mapping[str, Any]) -> None:
     rows(table)
     for pair, ratio in found["speed-up"].items():
         print(f"{pair}: {ratio:.2f}")
-    for way, row in found["pruning"].items():
-        print(f"{way}, pruned: " + ", ".join(f"{key} {value:.4g}" for key, value in row.items()))
+    for pair, row in found["pruning"].items():
+        print(f"{pair}: " + ", ".join(f"{key} {value:.4g}" for key, value in row.items()))
     print(flush=True)
 
 

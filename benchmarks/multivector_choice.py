@@ -20,13 +20,11 @@ SPLITS = {"scifact": "train", "nfcorpus": "dev"}
 """Of the queries to choose on; elsewhere they are every other one of the test split."""
 Staged = tuple[str, int]
 """A kind of first stage, and how many candidates it gives."""
-FIRSTS = ("sparse", "hybrid")
+FIRSTS = ("sparse", "sparse, dense", "hybrid")
 DEPTHS = (20, 30, 50, 100)
 ALPHAS = (None, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05, 0.015)
 BETAS = (None, 4, 8, 12, 16, 24, 32, 48)
 NEAR, SAME = 0.003, 0.0005
-SHARE = 0.4
-"""Of the candidates, what a pruning that is worth having scores at most."""
 
 
 def parts(name: str) -> tuple[Collection, Collection]:
@@ -125,14 +123,6 @@ class Tried:
         values = [run.ndcg(each.judged, each.ids).values() for run, each in pairs]
         return statistics.mean(chain.from_iterable(values))
 
-    def kept(self, other: "Tried") -> float:
-        """The share of the other's top k that is in this one's."""
-        tops = [
-            [{row for row, _ in found} for run in one.runs for found in run.found]
-            for one in (self, other)
-        ]
-        return statistics.mean(len(a & b) / len(b) for a, b in zip(*tops, strict=True) if b)
-
 
 def depth_of(known: Sequence[Known]) -> tuple[int, dict[int, float]]:
     """The fewest candidates that are within `NEAR` of the best depth, and what each gives."""
@@ -143,29 +133,19 @@ def depth_of(known: Sequence[Known]) -> tuple[int, dict[int, float]]:
 def pruning_of(known: Sequence[Known], depth: int) -> tuple[MaxSim, dict[str, Any]]:
     """The pruning for a depth, and what it does on the queries it was chosen on.
 
-    None that loses more than `SAME` is taken. Of those that need `SHARE` of the candidates or less,
-    it is the one that keeps most of the top k, which says more than nDCG: it differs for every
-    query. If there is none, it is the one that needs fewest.
+    It is the one that needs fewest candidates, of those that lose no more than `SAME` and are
+    within `NEAR` of the best.
     """
-    none = Tried.of(known, depth)
-    before = none.ndcg(known)
-    kept = {}
-
-    def preference(tried: Tried) -> tuple[bool, float]:
-        kept[tried.how] = tried.kept(none)
-        enough = tried.asked <= SHARE * none.asked
-        return not enough, -kept[tried.how] if enough else tried.asked
-
     grid = [Tried.of(known, depth, alpha, beta) for alpha, beta in product(ALPHAS, BETAS)]
-    for best in sorted(grid, key=preference):
-        if (after := best.ndcg(known)) >= before - SAME:
-            break
+    points = [(tried, tried.ndcg(known)) for tried in grid]
+    none, before = points[0]
+    floor = max(before - SAME, max(ndcg for _, ndcg in points) - NEAR)
+    best, after = min((each for each in points if each[1] >= floor), key=lambda each: each[0].asked)
     return best.how, {
         "alpha": best.how.alpha,
         "beta": best.how.beta,
         "needed": best.asked,
         "of": none.asked,
-        "top kept": kept[best.how],
         f"{MEASURE} change": after - before,
     }
 

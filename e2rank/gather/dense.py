@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from e2rank.encoders import Encoder, Encoding
+from e2rank.errors import IndexFormatError
 from e2rank.gather.gathered import Gathered
 from e2rank.index import Store
+from e2rank.scores import unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +27,16 @@ class DenseGatherer:
         """The best k rows of queries that are encoded."""
         scores, rows = self.store.search(encoded.vectors, k)
         return Gathered(scores, rows, encoded, cosines=True)
+
+    def score(self, encoded: Encoding, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The (n,) float32 cosines of the (n,) rows of each query that is encoded.
+
+        Raises:
+            IndexFormatError: if one of these rows holds a NaN or an infinity.
+        """
+        pairs = zip(unit(encoded.vectors), rows, strict=True)
+        # Row by row, as `@` gives equal rows scores whose last bits differ.
+        scores = [np.einsum("nd,d->n", self.store.vectors(own), query) for query, own in pairs]
+        if not all(np.isfinite(each).all() for each in scores):
+            raise IndexFormatError(f"{self.store.folder}: a vector holds a NaN or an infinity")
+        return scores

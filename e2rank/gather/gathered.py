@@ -50,6 +50,15 @@ class FromEncoded(Gatherer, Protocol):
         ...
 
 
+@runtime_checkable
+class Scoring(Gatherer, Protocol):
+    """A first stage that can also score rows which another one found."""
+
+    def score(self, encoded: Encoding, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The (n,) scores of the (n,) rows of each query, in their order; n is each query's own."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class GivenList:
     """One query's candidates from elsewhere: (n,) rows and scores in their order.

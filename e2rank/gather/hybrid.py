@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
 from e2rank.encoders import Encoder, Encoding, total
 from e2rank.fusion import Found, check_k, check_weights, reciprocal_ranks, standard_scores
-from e2rank.gather.gathered import FromEncoded, Gathered, Gatherer
+from e2rank.gather.gathered import FromEncoded, Gathered, Gatherer, Scoring
+from e2rank.scores import rank
 
 Named = Literal["dense", "sparse", "multivector", "bm25"]
 PARTS: tuple[Named, ...] = ("dense", "sparse", "multivector", "bm25")
+SCORING: tuple[Named, ...] = ("dense",)
+"""Those that can score rows which another one found."""
 
 Method = Literal["rrf", "zscore"]
 
@@ -29,6 +32,10 @@ class Hybrid:
         depth: documents that each part gathers at least, however few are asked for: what is fused
             then does not depend on how many hits are shown.
         weights: one a part; all 1 if None.
+        within: only the first part searches the index, and the others score the rows that it
+            found: "dense", or objects that are `Scoring`. What is fused are z-scores over these
+            rows, or ranks among them. `Hybrid(("sparse", "dense"), within=True)` so costs hardly
+            more than "sparse" where the query is encoded anyway, for MaxSim or a rerank.
     """
 
     parts: Sequence[Named | Gatherer] | None = None
@@ -36,6 +43,7 @@ class Hybrid:
     k: int = 60
     depth: int = 100
     weights: Sequence[float] | None = None
+    within: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a hybrid of fewer than two, or one that cannot be fused.
@@ -50,6 +58,8 @@ class Hybrid:
             raise ValueError(f"the depth of a hybrid is {self.depth}; it must be at least 1")
         if self.parts is not None:
             self._check_parts(self.parts)
+        if self.within:
+            self._check_within(self.parts)
         check_weights(self.weights, 2 if self.parts is None else len(self.parts))
 
     @staticmethod
@@ -63,11 +73,43 @@ class Hybrid:
                     "an object with gather(queries, k)"
                 )
 
+    @staticmethod
+    def _check_within(parts: Sequence[Named | Gatherer] | None) -> None:
+        if parts is None:
+            raise ValueError("within is set without parts; name the one that searches, then others")
+        for part in parts[1:]:
+            if part not in SCORING and not isinstance(part, Scoring):
+                raise ValueError(
+                    f"{part!r} cannot score what {parts[0]!r} finds; within expects 'dense' or an "
+                    "object with gather(queries, k) and score(encoded, rows) after the first part"
+                )
+
     def fused(self, lists: Sequence[Found], absent: Sequence[float | None] | None = None) -> Found:
         """One list of the parts' lists; `absent` as in `standard_scores`."""
         if self.method == "zscore":
             return standard_scores(lists, self.weights, absent)
         return reciprocal_ranks([rows for _, rows in lists], self.k, self.weights)
+
+    def fused_within(self, found: Found, others: Sequence[np.ndarray]) -> Found:
+        """The first part's list in a new order.
+
+        Args:
+            found: its (n,) scores and rows.
+            others: the (n,) scores that each other part gives these rows, in their order.
+        Raises:
+            ValueError: if a part gives not one score a row, or not all are numbers.
+        """
+        rows = found[1]
+        lists = [found]
+        for scores in others:
+            if scores.shape != rows.shape or not np.isfinite(scores).all():
+                raise ValueError(
+                    f"a part of a hybrid gave {len(rows)} rows scores of shape {scores.shape}; "
+                    "expected one finite score a row"
+                )
+            order = rank(scores)
+            lists.append((scores[order], rows[order]))
+        return self.fused(lists)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +123,21 @@ class HybridGatherer:
     def gather(self, queries: Sequence[str], k: int) -> Gathered:
         """The best k rows of each query, by fused scores; the encoder reads them once at most."""
         wide = max(k, self.hybrid.depth)
+        return self._within(queries, k, wide) if self.hybrid.within else self._all(queries, k, wide)
+
+    def _within(self, queries: Sequence[str], k: int, wide: int) -> Gathered:
+        """What the first part finds, scored by the others too."""
+        first, *others = self.parts
+        found = first.gather(queries, wide)
+        encoded = self.encoder.encode_queries(queries) if found.queries is None else found.queries
+        lists = [_members(found, place) for place in range(len(queries))]
+        rows = [own for _, own in lists]
+        scores = zip(*(cast(Scoring, part).score(encoded, rows) for part in others), strict=True)
+        fused = [self.hybrid.fused_within(*both) for both in zip(lists, scores, strict=True)]
+        return replace(_padded(fused, k, encoded), spent=found.spent)
+
+    def _all(self, queries: Sequence[str], k: int, wide: int) -> Gathered:
+        """What all parts find."""
         found: dict[int, Gathered] = {}
         encoded: Encoding | None = None
         # Those that start from encoded queries come last: another may have had them encoded.
