@@ -30,6 +30,7 @@ from e2rank.encoders.onnx.bundle import Bundle
 from e2rank.encoders.onnx.gate import BOUNDS, ExportRefused
 from e2rank.encoders.onnx.graph import Parts, Whole
 from e2rank.encoders.onnx.overlap import cosines, kept10, table
+from e2rank.encoders.onnx.samples import real_texts
 from e2rank.encoders.onnx.sessions import Sessions
 from e2rank.encoders.onnx.sparse import SparseGraph
 from e2rank.encoders.onnx.transformer import Graph
@@ -513,16 +514,16 @@ def test_nothing_is_written_when_the_export_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_scales_of_int8_are_of_all_texts_however_few_are_given(
+def test_int8_is_set_by_real_texts_and_all_lengths_however_few_are_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reached, real = list[dict[str, np.ndarray]](), export.ranges
+    read, real = list[list[Tokens]](), export.observed
 
-    def noted(*given: Any) -> dict[str, np.ndarray]:
-        reached.append(real(*given))
-        return reached[-1]
+    def noted(model: Any, names: Any, texts: list[Tokens]) -> Any:
+        read.append(texts)
+        return real(model, names, texts)
 
-    monkeypatch.setattr(export, "ranges", noted)
+    monkeypatch.setattr(export, "observed", noted)
     monkeypatch.setattr(export, "graph_of", graph_of)
     # What is compared has no part in it.
     monkeypatch.setattr(gate, "compare", lambda model, found, texts, bounds: REPORT)
@@ -531,10 +532,12 @@ def test_scales_of_int8_are_of_all_texts_however_few_are_given(
             export.export_onnx(
                 encoder("soft"), tmp_path / str(place), precision="int8", texts=texts
             )
-    most, few = reached
-    assert most.keys() == few.keys() != set()
-    for name, reach in most.items():
-        assert (few[name] >= reach).all()
+    most, few = ({tuple(each.ids) for each in texts} for texts in read)
+    assert few >= most
+    paragraphs, questions = real_texts()
+    words = encoder("soft").words
+    for each in (*words.documents(paragraphs), *words.queries(questions)):
+        assert tuple(each.ids) in few
 
 
 def test_a_folder_that_is_not_empty_is_left_as_it_is(tmp_path: Path) -> None:

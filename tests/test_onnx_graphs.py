@@ -9,9 +9,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from e2rank.encoders.onnx.quantise import fixed_inputs, to_int8
-from e2rank.encoders.onnx.ranges import channel_scales, ranges
+from e2rank.encoders.onnx import observed as observing
+from e2rank.encoders.onnx import rounding
+from e2rank.encoders.onnx.observed import Seen, observed
+from e2rank.encoders.onnx.quantise import layer_inputs, to_int8
 from e2rank.encoders.onnx.reshaping import names_read, without_double_reshapes
+from e2rank.encoders.onnx.rounding import channel_scales, rounded, steps_of
 from e2rank.encoders.onnx.sessions import CPU
 from e2rank.encoders.onnx.wanted import heads_when_wanted
 from e2rank.encoders.tokens import Tokens
@@ -71,13 +74,14 @@ def read(seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((3, 7, WIDTH)).astype(np.float32)
 
 
-def reach(x: np.ndarray) -> dict[str, np.ndarray]:
-    """By definition, what `ranges` gives for the normalisation."""
-    return {"normal": np.abs(run(block(shown=["normal"]), "normal", x=x)[0]).max((0, 1))}
+def seen(x: np.ndarray, share: float = 1.0) -> dict[str, Seen]:
+    """What the normalisation gives for all tokens of `x`, or some share of it."""
+    rows = run(block(shown=["normal"]), "normal", x=x)[0].reshape(-1, WIDTH)
+    return {"normal": Seen.of(share * rows)}
 
 
-def test_a_fixed_scale_is_for_what_a_normalisation_gives() -> None:
-    assert fixed_inputs(block()) == ["normal"]
+def test_what_every_layer_reads_is_watched_in_the_order_of_the_graph() -> None:
+    assert layer_inputs(block()) == ["normal", "inside"]
 
 
 def test_channels_are_scaled_so_that_products_stay_and_both_sides_are_even() -> None:
@@ -93,7 +97,9 @@ def test_channels_are_scaled_so_that_products_stay_and_both_sides_are_even() -> 
     # The furthest reaches nearly to 1, and none beyond.
     assert 0.9 < np.abs(x / scales).max() < 1
     for each in weights:
-        np.testing.assert_allclose((x / scales) @ (scales[:, None] * each), x @ each, rtol=1e-3)
+        np.testing.assert_allclose(
+            (x / scales) @ (scales[:, None] * each), x @ each, rtol=1e-3, atol=1e-5
+        )
     # Thirty times as far becomes less than four times as far.
     near = np.delete(np.abs(x / scales).max(0), [5, 6, 7])
     assert np.abs(x / scales)[:, 5].max() < 4 * np.median(near)
@@ -103,11 +109,29 @@ def test_a_fixed_scale_for_each_channel_is_nearer_than_one_for_each_token() -> N
     x = read()
     known = run(block(), "vectors", x=x)[0]
     away = {}
-    for name, most in (("token", {}), ("channel", reach(x))):
-        found = run(to_int8(block(), most), "vectors", x=x)[0]
+    for name, known_of in (("token", {}), ("channel", seen(x))):
+        found = run(to_int8(block(), known_of), "vectors", x=x)[0]
         away[name] = float(np.linalg.norm(found - known) / np.linalg.norm(known))
     assert away["channel"] < 0.03
     assert away["channel"] < 0.7 * away["token"]
+
+
+def test_a_channel_far_from_zero_loses_no_more_than_one_around_it() -> None:
+    x = read()
+    bias = np.where(np.arange(WIDTH) % 2, 8, -8).astype(np.float32)
+    away = []
+    for shift in (0 * bias, bias):
+        model = block()
+        normal = next(node for node in model.graph.node if node.op_type == "LayerNormalization")
+        normal.input.append("middle")
+        model.graph.initializer.append(numpy_helper.from_array(shift, "middle"))
+        shown = onnx.ModelProto()
+        shown.CopyFrom(model)
+        shown.graph.output.append(floats("normal", "n", "t", WIDTH))
+        known, rows = run(shown, "biased", "normal", x=x)
+        small = to_int8(model, {"normal": Seen.of(rows.reshape(-1, WIDTH))})
+        away.append(np.abs(run(small, "biased", x=x)[0] - known).mean())
+    assert away[1] < 1.2 * away[0]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +146,7 @@ def test_a_fixed_scale_for_each_channel_is_nearer_than_one_for_each_token() -> N
 def test_a_bias_is_added_once(inner: str, shown: list[str]) -> None:
     x = read()
     known = run(block(inner, shown), *shown, x=x)
-    found = run(to_int8(block(inner, shown), reach(x)), *shown, x=x)
+    found = run(to_int8(block(inner, shown), seen(x)), *shown, x=x)
     for one, other in zip(known, found, strict=True):
         assert np.abs(one - other).max() < 0.03 * np.abs(one).max()
 
@@ -138,32 +162,101 @@ def test_a_small_matrix_and_its_bias_stay_as_they_are() -> None:
     ]
     x, out = floats("x", "n", "t", WIDTH), floats("vectors", "n", "t", 3)
     known = run(drawn(nodes, weights, [x], [out]), "vectors", x=read())[0]
-    found = to_int8(drawn(nodes, weights, [x], [out]), {"normal": np.ones(WIDTH, np.float32)})
+    given = {"normal": Seen.of(read().reshape(-1, WIDTH))}
+    found = to_int8(drawn(nodes, weights, [x], [out]), given)
     np.testing.assert_array_equal(run(found, "vectors", x=read())[0], known)
 
 
 def test_what_reaches_beyond_a_fixed_scale_is_cut_and_not_wrapped() -> None:
     x = read()
-    small = {name: each / 8 for name, each in reach(x).items()}
-    known, found = (run(each, "biased", x=x)[0] for each in (block(), to_int8(block(), small)))
+    small = to_int8(block(), seen(x, share=1 / 8))
+    known, found = (run(each, "biased", x=x)[0] for each in (block(), small))
     assert np.corrcoef(known.flatten(), found.flatten())[0, 1] > 0.5
 
 
-def test_ranges_are_the_largest_magnitudes_over_every_token() -> None:
+@pytest.mark.parametrize("room", [0, 10**9])
+def test_what_is_observed_is_of_every_token_and_of_no_padding(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without room every tensor is watched on its own.
+    monkeypatch.setattr(observing, "_ROOM", room)
     table = np.random.default_rng(0).standard_normal((9, WIDTH)).astype(np.float32)
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["n", "t"])
     node = helper.make_node("Gather", ["table", "input_ids"], ["words"])
     last = helper.make_node("Neg", ["words"], ["vectors"])
     model = drawn([node, last], {"table": table}, [ids], [floats("vectors", "n", "t", WIDTH)])
     before = model.SerializeToString()
-    words = [Tokens(ids, range(len(ids)), len(ids), False) for ids in ([1, 2, 7], [3], [2, 4])]
-    assert ranges(model, [], words) == {}
-    found = ranges(model, ["words", "vectors"], words)
-    assert model.SerializeToString() == before
-    # Token 0 is that of padding, 5, 6 and 8 are in no text.
-    known = np.abs(table[[1, 2, 3, 4, 7]]).max(0)
-    for name in ("words", "vectors"):
-        np.testing.assert_array_equal(found[name], known)
+    texts = [Tokens(ids, range(len(ids)), len(ids), False) for ids in ([1, 2, 7], [3], [2, 4])]
+    with observed(model, ["words", "vectors"], texts) as found:
+        assert model.SerializeToString() == before
+        model.Clear()
+        assert list(found) == ["words", "vectors"]
+        assert "other" not in found
+        # Token 0 is that of padding, 5, 6 and 8 are in no text.
+        for name, rows in (
+            ("words", table[[1, 2, 7, 3, 2, 4]]),
+            ("vectors", -table[[1, 2, 7, 3, 2, 4]]),
+        ):
+            given = found[name]
+            np.testing.assert_array_equal(given.low, rows.min(0))
+            np.testing.assert_array_equal(given.high, rows.max(0))
+            middle = np.arange(WIDTH) / 10
+            summed = sum(np.outer(row - middle, row - middle) for row in rows)
+            np.testing.assert_allclose(given.about(middle), summed, rtol=1e-4, atol=1e-4)
+        assert found["words"].count == 6
+
+
+def one_by_one(left: np.ndarray, products: np.ndarray) -> np.ndarray:
+    """Each weight in turn to the nearest; the best the others can do makes good its error."""
+    left, whole = left.astype(np.float64), np.zeros(left.shape)
+    open_ = [int(place) for place in np.argsort(-np.diag(products), kind="stable")]
+    products = products + 0.01 * np.diag(products).mean() * np.eye(len(left))
+    while open_:
+        place, open_ = open_[0], open_[1:]
+        whole[place] = np.clip(np.rint(left[place]), -127, 127)
+        error = whole[place] - left[place]
+        if open_:
+            # Least squares of the error of the result, over the weights that are still open.
+            own = products[np.ix_(open_, open_)]
+            left[open_] -= np.outer(np.linalg.solve(own, products[open_, place]), error)
+    return whole
+
+
+@pytest.mark.parametrize("block_size", [5, 128])
+def test_rounding_passes_each_error_on_to_the_weights_that_are_left(
+    block_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounding, "_BLOCK", block_size)
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((200, 24)) @ rng.standard_normal((24, 24))
+    weights = rng.standard_normal((24, 7)).astype(np.float32)
+    steps = 9 * steps_of(weights)  # coarse, so that there is something to make good
+    found = rounded(weights, steps, rows.T @ rows)
+    np.testing.assert_array_equal(found, one_by_one(weights / steps, rows.T @ rows))
+    away = [
+        np.linalg.norm(rows @ (each * steps - weights)) for each in (found, rounded(weights, steps))
+    ]
+    assert away[0] < 0.8 * away[1]
+
+
+def test_rounding_is_to_the_nearest_where_nothing_is_known() -> None:
+    weights = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
+    weights[:, 3] = 0
+    steps = steps_of(weights)
+    nearest = np.rint(weights / steps)
+    for products in (None, np.zeros((8, 8))):
+        np.testing.assert_array_equal(rounded(weights, steps, products), nearest)
+    assert np.abs(nearest).max(0).tolist() == [127, 127, 127, 0, 127]
+
+
+def test_channels_that_were_never_seen_do_not_stop_the_rounding() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((50, 8))
+    rows[:, [2, 5]] = 0
+    rows[:, 6] = rows[:, 1]
+    weights = rng.standard_normal((8, 5)).astype(np.float32)
+    whole = rounded(weights, steps_of(weights), rows.T @ rows)
+    assert np.abs(whole - weights / steps_of(weights)).max() < 8
 
 
 def test_a_reshape_of_a_reshape_is_one() -> None:

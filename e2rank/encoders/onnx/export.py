@@ -23,16 +23,16 @@ from e2rank.encoders.onnx.bundle import (
 from e2rank.encoders.onnx.exporting import OPSET
 from e2rank.encoders.onnx.float16 import to_float16
 from e2rank.encoders.onnx.graph import Parts, graph_of
-from e2rank.encoders.onnx.quantise import fixed_inputs, to_int8
-from e2rank.encoders.onnx.ranges import ranges
+from e2rank.encoders.onnx.observed import observed
+from e2rank.encoders.onnx.quantise import layer_inputs, to_int8
 from e2rank.encoders.onnx.reshaping import without_double_reshapes
 from e2rank.encoders.onnx.runtime import OnnxEncoder
-from e2rank.encoders.onnx.samples import sample_texts
+from e2rank.encoders.onnx.samples import real_texts, sample_texts
 from e2rank.encoders.onnx.sparse_graph import sparse_graph_of
 from e2rank.encoders.onnx.unpadded import without_mask_where_unpadded
 from e2rank.encoders.onnx.wanted import heads_when_wanted
 from e2rank.encoders.onnx.writing import write_graph
-from e2rank.encoders.tokens import Tokens
+from e2rank.encoders.tokens import Tokens, Wording
 from e2rank.encoders.torch import TorchEncoder
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -41,8 +41,8 @@ _log = logging.getLogger("e2rank")
 
 _PACKAGES = ("e2rank", "torch", "transformers", "onnx", "onnxruntime")
 
-# Texts that say how far the channels of activations reach; each is read as a query too.
-_RANGED = 48
+# Texts beside the real ones that int8 is set by; each is read as a query too.
+_CALIBRATED = 48
 
 
 def export_onnx(
@@ -96,11 +96,7 @@ def export_onnx(
 def _write(encoder: TorchEncoder, side: Path, precision: Precision, texts: Sequence[str]) -> Bundle:
     parts = Parts.of(encoder)
     documents = queries = "model.onnx"
-    words = encoder.words
-    # A few texts may reach less far than others will.
-    known = list(dict.fromkeys([*sample_texts(), *texts]))
-    some = known[:: max(1, len(known) // _RANGED)]
-    read = [*words.documents(some), *words.queries([text[:60] for text in some])]
+    read = _calibration(encoder.words, texts) if precision == "int8" else []
     _save_graph(graph_of(parts.documents, parts), side / documents, precision, read)
     if parts.asking is not parts.documents:
         queries = "query.onnx"
@@ -134,13 +130,25 @@ def _write(encoder: TorchEncoder, side: Path, precision: Precision, texts: Seque
     )
 
 
+def _calibration(words: Wording, texts: Sequence[str]) -> list[Tokens]:
+    """What int8 is set by: real texts, some of those given, and some of every length."""
+    paragraphs, questions = real_texts()
+    known = list(dict.fromkeys([*sample_texts(), *texts]))
+    some = known[:: max(1, len(known) // _CALIBRATED)]
+    return [
+        *words.documents([*paragraphs, *some]),
+        *words.queries([*questions, *(text[:60] for text in some)]),
+    ]
+
+
 def _save_graph(
     model: onnx.ModelProto, path: Path, precision: Precision, read: Sequence[Tokens]
 ) -> None:
     if precision == "fp16":
         model = to_float16(model)
     elif precision == "int8":
-        model = to_int8(model, ranges(model, fixed_inputs(model), read))
+        with observed(model, layer_inputs(model), read) as seen:
+            model = to_int8(model, seen)
     _forget_source(model)
     model = without_double_reshapes(model)
     if precision != "fp16":

@@ -1,7 +1,9 @@
-"""How far the channels of activations reach on texts, and scales for them."""
+"""What a float32 graph's tensors hold while it reads texts."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +15,112 @@ from e2rank.encoders.onnx.transformer import Graph
 from e2rank.encoders.onnx.writing import write_graph
 from e2rank.encoders.tokens import Tokens
 
-# Of what a far channel's range costs, the share that its weights bear.
-_SMOOTH = 0.7
-
-# Activations may reach a twentieth further than any did on the texts of the export.
-_ROOM = 1.05
+# Bytes of products that are summed at a time: those of a large model do not fit in memory.
+_ROOM = 1_500_000_000
 
 
-def ranges(
-    model: onnx.ModelProto, names: Sequence[str], texts: Sequence[Tokens]
-) -> dict[str, np.ndarray]:
-    """For each tensor of a float32 graph, the largest magnitude of each of its channels.
+@dataclass(slots=True)
+class Seen:
+    """The rows, one a token, that a tensor held.
 
     Args:
-        model: it is left as it is.
-        names: of (..., width) float32 tensors.
-        texts: what the graph reads, alone, so that no padding counts.
-    Returns:
-        (width,) float32 by name.
+        low: (width,) float32, the least of each channel.
+        high: (width,) float32, the most of each channel.
+        count: of rows.
+        total: (width,) float64, their sum.
+        products: (width, width) float64, the sum of each row's products with itself.
     """
-    if not names:
-        # onnxruntime takes no names for all.
-        return {}
+
+    low: np.ndarray
+    high: np.ndarray
+    count: int
+    total: np.ndarray
+    products: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> "Seen":
+        """What (n, width) float32 rows hold."""
+        exact = rows.astype(np.float64)
+        low, high = rows.min(axis=0), rows.max(axis=0)
+        return cls(low, high, len(rows), exact.sum(axis=0), exact.T @ exact)
+
+    def add(self, rows: np.ndarray) -> None:
+        """See (n, width) float32 rows too."""
+        more = Seen.of(rows)
+        self.low, self.high = np.minimum(self.low, more.low), np.maximum(self.high, more.high)
+        self.count += more.count
+        self.total += more.total
+        self.products += more.products
+
+    def about(self, middle: np.ndarray) -> np.ndarray:
+        """`products` of the rows less a (width,) vector."""
+        crossed = np.outer(middle, self.total)
+        return self.products - crossed - crossed.T + self.count * np.outer(middle, middle)
+
+
+@contextmanager
+def observed(
+    model: onnx.ModelProto, names: Sequence[str], texts: Sequence[Tokens]
+) -> Iterator[Mapping[str, Seen]]:
+    """Watch tensors of a float32 graph while it reads texts, each alone: no padding counts.
+
+    Args:
+        model: it may be changed as soon as the context is entered.
+        names: of (..., width) float32 tensors; ask for them in this order, as those of a large
+            model are watched a few at a time.
+        texts: at least one.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "watched.onnx"
+        _showing(model, names, path)
+        yield _Observed(path, names, texts)
+
+
+class _Observed(Mapping[str, Seen]):
+    """Those of a graph's tensors that were asked for last."""
+
+    def __init__(self, path: Path, names: Sequence[str], texts: Sequence[Tokens]) -> None:
+        self._graph = Graph(Sessions(path, provider=CPU, threads=None), "right")
+        self._names, self._texts = list(names), texts
+        self._seen: dict[str, Seen] = {}
+
+    def __getitem__(self, name: str) -> Seen:
+        if name not in self._seen:
+            self._look(self._names.index(name))
+        return self._seen[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _look(self, first: int) -> None:
+        """Watch this tensor and as many after it as there is room for."""
+        self._seen = {}
+        names = self._names[first:]
+        for each in self._texts:
+            [arrays] = self._graph.run(names, [[each]], [None])
+            if not self._seen:
+                names = names[: _fitting([array.shape[-1] for array in arrays])]
+            for name, values in zip(names, arrays, strict=False):
+                rows = values.reshape(-1, values.shape[-1])
+                if name in self._seen:
+                    self._seen[name].add(rows)
+                else:
+                    self._seen[name] = Seen.of(rows)
+
+
+def _fitting(widths: Sequence[int]) -> int:
+    """How many of the first there is room for, at least one."""
+    taken = np.cumsum([8 * width * width for width in widths])
+    return max(1, int(np.searchsorted(taken, _ROOM, side="right")))
+
+
+def _showing(model: onnx.ModelProto, names: Sequence[str], path: Path) -> None:
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     given = {each.name for each in watched.graph.output}
@@ -43,32 +129,4 @@ def ranges(
         for name in names
         if name not in given
     )
-    most: dict[str, np.ndarray] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        write_graph(watched, Path(folder) / "watched.onnx")
-        graph = Graph(Sessions(Path(folder) / "watched.onnx", provider=CPU, threads=None), "right")
-        for each in texts:
-            [arrays] = graph.run(names, [[each]], [None])
-            for name, values in zip(names, arrays, strict=True):
-                here = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
-                most[name] = np.maximum(most[name], here) if name in most else here
-    return most
-
-
-def channel_scales(most: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
-    """What to divide each channel by so that all activations lie in -1..1.
-
-    A channel that reaches far is divided by more, and the rows of the matrices it meets are
-    multiplied with as much: both then lose little (SmoothQuant, https://arxiv.org/abs/2211.10438).
-
-    Args:
-        most: (width,) float32, how far each channel reaches.
-        weights: (width, any) float32 matrices.
-    Returns:
-        (width,) float32, above 0.
-    """
-    reach = np.maximum(most, max(float(most.max()) * 1e-3, 1e-12))
-    rows = np.max([np.abs(each).max(axis=1) for each in weights], axis=0)
-    rows = np.maximum(rows, max(float(rows.max()) * 1e-3, 1e-12))
-    scales = reach**_SMOOTH / rows ** (1 - _SMOOTH)
-    return (scales * (reach / scales).max() * _ROOM).astype(np.float32)
+    write_graph(watched, path)

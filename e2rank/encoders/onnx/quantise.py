@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from e2rank.encoders.onnx.ranges import channel_scales
+from e2rank.encoders.onnx.observed import Seen
 from e2rank.encoders.onnx.reshaping import names_read
+from e2rank.encoders.onnx.rounding import channel_scales, rounded, steps_of
 
 _BODY = "model"
 """The module that is the transformer itself, and none of its heads."""
@@ -24,39 +25,36 @@ _LOW, _LEAST_GELU = 16, 0.17
 
 
 def to_int8(
-    model: onnx.ModelProto, most: Mapping[str, np.ndarray] | None = None, *, head: bool = False
+    model: onnx.ModelProto, seen: Mapping[str, Seen] | None = None, *, head: bool = False
 ) -> onnx.ModelProto:
     """`model` itself, the linear layers of its transformer now multiplying int8.
 
-    Weights have a scale for every output column. Activations have one for every channel, fixed
-    here, or are quantised as they come, with a scale for every token. So what a text gives never
-    depends on the texts beside it, as it does where a whole batch shares a scale. Embeddings are
-    int8 with a scale a row. Biases, attention, normalisation, GELU and heads stay float32.
+    Weights have a scale for every output column. What a normalisation gives has one for every
+    channel, fixed here: its channels reach as far in any text. What attention and the inside of a
+    feed-forward block give reaches much further in some texts than in all others: it is quantised
+    as it comes, with a scale for every token. So what a text gives never depends on the texts
+    beside it, as it does where a whole batch shares a scale. Embeddings are float16. Biases,
+    attention, normalisation, GELU and heads stay float32.
 
     Args:
         model: float32, as the exporter wrote it.
-        most: of `fixed_inputs`, the largest magnitude of each channel; of tensors that are not
-            here the scale is every token's.
+        seen: what `layer_inputs` held on texts, asked for in their order; a tensor that is not here
+            has a scale for every token, and the weights it meets are rounded to the nearest.
         head: whether `model` is a head and its own layers are meant.
     """
-    _Int8(model, most or {}, head).rewrite()
+    _Int8(model, seen or {}, head).rewrite()
     return model
 
 
-def fixed_inputs(model: onnx.ModelProto) -> list[str]:
-    """Names of what a transformer's layers read whose channels reach as far in any text.
-
-    These are what a normalisation gives. What attention and the inside of a feed-forward block give
-    reaches much further in some texts than in all others, and a fixed scale would cut it.
-    """
-    makers = {name: node.op_type for node in model.graph.node for name in node.output}
+def layer_inputs(model: onnx.ModelProto) -> list[str]:
+    """Names of what a transformer's linear layers read, first ones first."""
     matrices = {each.name for each in model.graph.initializer}
     names = [
         node.input[0]
         for node in model.graph.node
         if node.op_type == "MatMul" and node.input[1] in matrices and in_body(node)
     ]
-    return [name for name in dict.fromkeys(names) if makers.get(name) == "LayerNormalization"]
+    return list(dict.fromkeys(names))
 
 
 def in_body(node: onnx.NodeProto) -> bool:
@@ -71,14 +69,15 @@ def in_body(node: onnx.NodeProto) -> bool:
 class _Int8:
     """Nodes of a graph, each replaced by nodes of integers where it multiplies by a matrix."""
 
-    def __init__(self, model: onnx.ModelProto, most: Mapping[str, np.ndarray], head: bool) -> None:
-        self._graph, self._most, self._head = model.graph, most, head
+    def __init__(self, model: onnx.ModelProto, seen: Mapping[str, Seen], head: bool) -> None:
+        self._graph, self._seen, self._head = model.graph, seen, head
         self._weights = {each.name: each for each in model.graph.initializer}
         self._nodes: list[onnx.NodeProto] = []
         self._added: dict[str, TensorProto] = {}
         self._rows: dict[str, tuple[str, str, str]] = {}
-        self._scaled: dict[str, np.ndarray] = {}
-        self._gelus = {node.output[0] for node in self._graph.node if node.op_type == "Gelu"}
+        self._scaled: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._gelus = self._given_by("Gelu")
+        self._fixed = {name for name in self._given_by("LayerNormalization") if name in seen}
         self._biases = self._added_biases()
 
     def rewrite(self) -> None:
@@ -107,6 +106,9 @@ class _Int8:
         del self._graph.initializer[:]
         self._graph.initializer.extend([*kept, *self._added.values()])
 
+    def _given_by(self, kind: str) -> set[str]:
+        return {node.output[0] for node in self._graph.node if node.op_type == kind}
+
     def _is_matrix(self, node: onnx.NodeProto, place: int) -> bool:
         weight = self._weights.get(node.input[place])
         if weight is None or len(weight.dims) != 2 or np.prod(weight.dims) < _LEAST:
@@ -115,27 +117,35 @@ class _Int8:
 
     def _multiply(self, node: onnx.NodeProto) -> None:
         given, weight, out = node.input[0], node.input[1], node.output[0]
-        if given in self._most:
+        if given in self._fixed:
             self._multiply_fixed(given, weight, out)
             return
         quantised, step, zero = self._quantised(given, self._weights[weight].dims[0])
-        self._quantise(weight, self._matrix(weight), axis=0)
+        products = self._seen[given].products if given in self._seen else None
+        self._quantise(weight, self._matrix(weight), products)
         names = [quantised, f"{weight}.int8", "int8.one", f"{weight}.step", zero]
         self._add("MatMulIntegerToFloat", names, f"{out}.steps", domain=_MICROSOFT)
         self._add("Mul", [f"{out}.steps", step], out)
 
     def _multiply_fixed(self, given: str, weight: str, out: str) -> None:
-        """With a scale for every channel, which the rows of the matrix take up."""
+        """With a middle and a scale for every channel.
+
+        The rows of the matrix take up the scales, the bias what it makes of the middles.
+        """
         if given not in self._scaled:
             self._quantise_fixed(given)
-        self._quantise(f"{given}.{weight}", self._matrix(weight) * self._scaled[given], axis=0)
-        names = [f"{given}.uint8", f"{given}.{weight}.int8", "int8.most"]
-        names += [f"{given}.{weight}.step", "int8.zero"]
+        middle, scales = self._scaled[given]
+        matrix, name = self._matrix(weight), f"{given}.{weight}"
+        products = self._seen[given].about(middle) / np.outer(scales, scales)
+        self._quantise(name, matrix * scales[:, None], products)
+        shift = middle @ matrix
         bias = self._biases.get(out)
         if bias is not None:
-            # In the product itself it costs nothing.
-            names += ["", bias.input[1]]
-            out = bias.output[0]
+            shift, out = shift + self._matrix(bias.input[1]), bias.output[0]
+        self._constant(f"{name}.bias", shift)
+        names = [f"{given}.uint8", f"{name}.int8", "int8.most", f"{name}.step", "int8.zero"]
+        # In the product itself a bias costs nothing.
+        names += ["", f"{name}.bias"]
         self._add("MatMulIntegerToFloat", names, out, domain=_MICROSOFT)
 
     def _quantise_fixed(self, given: str) -> None:
@@ -144,10 +154,14 @@ class _Int8:
             for node in self._graph.node
             if node.op_type == "MatMul" and node.input[0] == given and self._is_matrix(node, 1)
         ]
-        scales = channel_scales(self._most[given], met)
-        self._scaled[given] = scales[:, None]
+        seen = self._seen[given]
+        middle = (seen.low + seen.high) / 2
+        scales = channel_scales((seen.high - seen.low) / 2, met)
+        self._scaled[given] = middle, scales
         self._constant(f"{given}.shares", 1 / scales)
-        self._add("Mul", [given, f"{given}.shares"], f"{given}.even")
+        self._constant(f"{given}.middle", -middle / scales)
+        self._add("Mul", [given, f"{given}.shares"], f"{given}.shared")
+        self._add("Add", [f"{given}.shared", f"{given}.middle"], f"{given}.even")
         names = [f"{given}.even", "int8.most", "int8.zero"]
         self._add("QuantizeLinear", names, f"{given}.uint8")
 
@@ -163,7 +177,7 @@ class _Int8:
         shown = {each.name for each in self._graph.output}
         found = {}
         for node in self._graph.node:
-            fixed = node.op_type == "MatMul" and node.input[0] in self._most
+            fixed = node.op_type == "MatMul" and node.input[0] in self._fixed
             if not fixed or not self._is_matrix(node, 1):
                 continue
             out, after = node.output[0], readers.get(node.output[0], [])
@@ -208,20 +222,17 @@ class _Int8:
 
     def _look_up(self, node: onnx.NodeProto) -> None:
         weight, ids, out = node.input[0], node.input[1], node.output[0]
-        self._quantise(weight, self._matrix(weight), axis=1)
-        self._add("Gather", [f"{weight}.int8", ids], f"{out}.int8")
-        self._add("Cast", [f"{out}.int8"], f"{out}.float", to=TensorProto.FLOAT)
-        self._add("Gather", [f"{weight}.step", ids], f"{out}.step")
-        self._add("Mul", [f"{out}.float", f"{out}.step"], out)
+        self._constant(f"{weight}.half", self._matrix(weight).astype(np.float16))
+        self._add("Gather", [f"{weight}.half", ids], f"{out}.half")
+        self._add("Cast", [f"{out}.half"], out, to=TensorProto.FLOAT)
 
-    def _quantise(self, weight: str, values: np.ndarray, axis: int) -> None:
-        """A matrix as int8, and its steps: one a column for axis 0, one a row for axis 1."""
+    def _quantise(self, weight: str, values: np.ndarray, products: np.ndarray | None) -> None:
+        """A matrix as int8, and the steps of its columns."""
         if f"{weight}.int8" in self._added:
             return
-        most = np.abs(values).max(axis=axis, keepdims=True)
-        step = np.maximum(most / 127, 1e-12).astype(np.float32)
-        self._constant(f"{weight}.int8", np.rint(values / step).astype(np.int8))
-        self._constant(f"{weight}.step", step[0] if axis == 0 else step)
+        steps = steps_of(values)
+        self._constant(f"{weight}.int8", rounded(values, steps, products))
+        self._constant(f"{weight}.step", steps[0])
 
     def _add(self, kind: str, inputs: list[str], output: str, **fields: Any) -> None:
         name = f"int8.{output}"

@@ -1,6 +1,8 @@
-"""Texts that an export is compared on when no others are given: every length, odd characters."""
+"""Texts of an export: made-up ones of every length to compare on, real ones to set int8 by."""
 
+import json
 import random
+from pathlib import Path
 
 _WORDS = (
     "the of a in is to and wing flow heat pressure theory what does why how when cell protein "
@@ -37,3 +39,11 @@ def sample_texts(count: int = 300) -> list[str]:
         for place in range(count)
     )
     return [*_ODD, *drawn][:count]
+
+
+def real_texts() -> tuple[list[str], list[str]]:
+    """Paragraphs of Wikipedia and questions on them, the same every time; see wikipedia.md."""
+    path = Path(__file__).with_name("wikipedia.jsonl")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    paragraphs = [f"{line['title']} {line['text']}" for line in lines]
+    return paragraphs, [line["question"] for line in lines]
