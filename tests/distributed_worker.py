@@ -4,13 +4,16 @@ As a script, started by torchrun with a folder as its argument, it runs every ca
 group of processes and leaves what it found in `rank<r>.pt` there.
 """
 
+import gc
 import itertools
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from e2rank.train.cache import Side, cached_backward, plain_backward
 from e2rank.train.distributed import World, gather, mean, reduce_gradients, split, start, stop
@@ -115,7 +118,11 @@ def main(folder: Path) -> None:
         gather(torch.zeros(1, 2 + world.rank))
     except ValueError as error:
         found["widths"] = str(error)
+    torch.optim.SGD(Model().parameters())
+    gc.collect()  # A wrapped model that is a cycle would hold the group.
+    group = weakref.ref(dist.group.WORLD)
     stop()
+    found["left"] = repr(group())
     found["after"] = mean(float(world.rank))
     torch.save(found, folder / f"rank{world.rank}.pt")
 

@@ -29,7 +29,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
@@ -61,6 +61,13 @@ def test_gathered_rows_stand_in_rank_order_whatever_each_process_holds(
 def test_a_mean_is_over_all_processes_until_they_part(ranks: list[dict[str, Any]]) -> None:
     assert [found["mean"] for found in ranks] == [0.5, 0.5]
     assert [found["after"] for found in ranks] == [0.0, 1.0]
+
+
+def test_nothing_of_the_group_is_left_when_the_processes_part(
+    ranks: list[dict[str, Any]],
+) -> None:
+    """A thread of it that still holds a tensor when Python exits aborts the process."""
+    assert [found["left"] for found in ranks] == ["None", "None"]
 
 
 def test_vectors_of_different_models_are_refused_on_every_process(

@@ -95,6 +95,11 @@ def start(*, device: str | None = None) -> World:
     if on_gpu:
         torch.cuda.set_device(world.device)
     if world.size > 1:
+        # Imported once a group is open, as the first optimizer does, this module keeps the group
+        # for good (in its functions' defaults): `stop` then ends no thread of it, and one that
+        # still holds a tensor when Python exits aborts the process.
+        from torch.distributed.nn import functional  # noqa: F401
+
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             rank=world.rank,
