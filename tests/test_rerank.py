@@ -1,6 +1,7 @@
 """Rerankers against their formulas, and what they say they cost."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,6 +164,46 @@ def test_feedback_without_stored_vectors_counts_what_it_reads(texts: list[str]) 
     found = FeedbackReranker(encoder).score([QUERY], [pool])[0]
     assert found.calls == 1 + 30
     assert found.tokens > 0
+
+
+class Prompting(HashingEncoder):
+    """Hashed words that are counted, and a prompt of vectors: query plus mean of the shown."""
+
+    def __init__(self) -> None:
+        super().__init__(64)
+        self.contract = replace(self.contract, prompt="vectors", list_sizes=(3,))
+        self.asked: list[list[str]] = []
+
+    def encode_queries(self, texts: Sequence[str]) -> Encoding:
+        self.asked.append(list(texts))
+        return super().encode_queries(texts)
+
+    def encode_vector_prompts(
+        self, queries: Sequence[str], asked: np.ndarray, vectors: Sequence[np.ndarray]
+    ) -> Encoding:
+        pairs = zip(asked, vectors, strict=True)
+        return Encoding(np.stack([unit(each + shown.mean(axis=0)) for each, shown in pairs]))
+
+
+@pytest.mark.parametrize("of", [FeedbackReranker, ListwiseReranker])
+def test_queries_that_no_model_has_read_are_read_together_and_counted_each(
+    of: type[FeedbackReranker | ListwiseReranker], texts: list[str]
+) -> None:
+    encoder = Prompting()
+    queries = ["heat", "the slipstream of a wing", QUERY, "shock wave"]
+    unread = replace(pool_of(encoder, texts), query=None)
+    elsewhere = replace(unread, query=np.ones(64, dtype=np.float32), vectors=None, fingerprint="?")
+    pools = [unread, elsewhere, pool_of(encoder, texts), unread]
+
+    together = of(encoder).score(queries, pools)
+    assert encoder.asked == [[queries[0], queries[1], queries[3]]]
+    calls = 1 if of is ListwiseReranker else 0
+    assert [found.calls for found in together] == [1 + calls, 31 + calls, calls, 1 + calls]
+    for query, pool, found in zip(queries, pools, together, strict=True):
+        alone = of(encoder).score([query], [pool])[0]
+        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-6)
+        np.testing.assert_allclose(found.vector, alone.vector, atol=1e-6)
+        assert found.calls == alone.calls
 
 
 def test_feedback_of_weight_zero_is_the_cosine_order(texts: list[str]) -> None:

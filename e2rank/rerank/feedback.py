@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from e2rank.documents import Candidates
-from e2rank.encoders import Encoder, encode_documents, total
+from e2rank.encoders import Cost, Encoder, encode_documents, total
 from e2rank.rerank import Scored
+from e2rank.rerank.asked import query_vectors
 from e2rank.scores import unit
 
 
@@ -43,19 +44,15 @@ class FeedbackReranker:
         self.encoder, self.m, self.weight, self.name = encoder, m, weight, name
 
     def score(self, queries: Sequence[str], pools: Sequence[Candidates]) -> list[Scored]:
-        """One answer a query; the model reads only what has no vector yet."""
-        return [self._one(query, pool) for query, pool in zip(queries, pools, strict=True)]
+        """One answer a query; the model reads only what has no vector yet, all queries together."""
+        vectors, costs = query_vectors(self.encoder, queries, pools)
+        return [self._one(*each) for each in zip(vectors, costs, pools, strict=True)]
 
-    def _one(self, query: str, pool: Candidates) -> Scored:
-        stored = pool.fingerprint == self.encoder.fingerprint
-        asked, documents = (pool.query, pool.vectors) if stored else (None, None)
-        read = []
-        if asked is None:
-            read.append(self.encoder.encode_queries([query]))
-            asked = read[-1].vectors[0]
-        if documents is None:
-            read.append(encode_documents(self.encoder, pool.texts, ["dense"]))
-            documents = read[-1].vectors
-        moved = rocchio(asked, documents[: self.m], self.weight)
-        costs = [cost for each in read for cost in each.costs()]
+    def _one(self, query: np.ndarray, cost: Cost, pool: Candidates) -> Scored:
+        costs, documents = [cost], pool.vectors
+        if documents is None or pool.fingerprint != self.encoder.fingerprint:
+            read = encode_documents(self.encoder, pool.texts, ["dense"])
+            costs += read.costs()
+            documents = read.vectors
+        moved = rocchio(query, documents[: self.m], self.weight)
         return Scored(documents @ moved, moved, *total(costs))

@@ -10,6 +10,7 @@ from e2rank.contract import Prompt
 from e2rank.documents import Candidates
 from e2rank.encoders import Encoder, Encoding, encode_documents, total
 from e2rank.rerank import Scored
+from e2rank.rerank.asked import query_vectors
 from e2rank.rerank.plans import Full, Groups, Plan, Windows
 from e2rank.scores import rank
 
@@ -102,16 +103,14 @@ class ListwiseReranker:
     def _by_vectors(self, queries: Sequence[str], pools: Sequence[Candidates]) -> list[Scored]:
         most = max(self.encoder.contract.list_sizes)
         documents = [self._documents(pool) for pool in pools]
-        asked = [self._asked(*each) for each in zip(queries, pools, strict=True)]
+        vectors, costs = query_vectors(self.encoder, queries, pools)
         prompts = cast(VectorPrompting, self.encoder).encode_vector_prompts(
-            queries,
-            np.concatenate([each.vectors for each in asked]),
-            [each.vectors[:most] for each in documents],
+            queries, vectors, [each.vectors[:most] for each in documents]
         )
-        parts = zip(documents, asked, prompts.vectors, prompts.costs(), strict=True)
+        parts = zip(documents, costs, prompts.vectors, prompts.costs(), strict=True)
         return [
-            Scored(shown.vectors @ prompt, prompt, *total([cost, *shown.costs(), *query.costs()]))
-            for shown, query, prompt, cost in parts
+            Scored(shown.vectors @ prompt, prompt, *total([cost, *shown.costs(), read]))
+            for shown, read, prompt, cost in parts
         ]
 
     def _planned(self, query: str, pool: Candidates, plan: Windows | Groups) -> Scored:
@@ -123,11 +122,6 @@ class ListwiseReranker:
         scores[order] = 1.0 - np.arange(len(pool), dtype=np.float32) / len(pool)
         took = total([(run.calls, run.tokens, run.truncated), *documents.costs()])
         return Scored(scores, run.last, *took)
-
-    def _asked(self, query: str, pool: Candidates) -> Encoding:
-        if pool.query is not None and pool.fingerprint == self.encoder.fingerprint:
-            return Encoding(pool.query[None], calls=0)
-        return self.encoder.encode_queries([query])
 
     def _documents(self, pool: Candidates) -> Encoding:
         if pool.vectors is not None and pool.fingerprint == self.encoder.fingerprint:
