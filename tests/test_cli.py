@@ -15,6 +15,7 @@ from e2rank import Document, Engine
 from e2rank.cli import main
 from e2rank.encoders import presets
 from e2rank.encoders.hashing import HashingEncoder
+from e2rank.evaluate.trec import read_run
 from e2rank.rerank.refine import MaxSim
 
 QUERY = "heat transfer in the boundary layer"
@@ -200,6 +201,28 @@ def test_runs_written_out_score_as_the_report_says(
         written = list(ir_measures.read_trec_run(str(tmp_path / f"{row['ranker']}.trec")))
         found = ir_measures.calc_aggregate([ir_measures.nDCG @ 10], qrels, written)
         assert found[ir_measures.nDCG @ 10] == pytest.approx(row["measures"]["nDCG@10"])
+
+
+def test_rerank_refines_the_given_lists_as_the_engine_does(
+    run: Run, refinable: Path, beir: Path, tmp_path: Path
+) -> None:
+    given = ["rerank", beir, "--run", beir / "run.trec", "--index", refinable, "--json"]
+    asked = ["--refine", "none", "--refine", "maxsim", "--beta", "2", "-k", "3"]
+    pattern = tmp_path / "{ranker}.trec"
+    rows = object_of(run(*given, *asked, "--run-out", pattern))["rows"]
+    assert [row["ranker"] for row in rows] == ["none", "maxsim"]
+    assert rows[0]["refined"] == {}
+    assert sum(rows[1]["refined"].values()) == 3 * 30
+    assert rows[1]["refined"]["unseen"] > 0
+    lists, refined = read_run(beir / "run.trec"), read_run(tmp_path / "maxsim.trec")
+    assert [document for document, _ in refined["q3"]] != [each for each, _ in lists["q3"]]
+    how = MaxSim(beta=2, k=3)
+    with Engine.open(refinable) as engine:
+        wanted = engine.rerank("shock wave", lists["q3"], refine=how, rerank=False)
+    assert [document for document, _ in refined["q3"]] == [hit.id for hit in wanted]
+
+    both = object_of(run(*given, *asked, "--rerank", "prf", "--rerank", "none"))["rows"]
+    assert [row["ranker"] for row in both] == ["prf", "none", "maxsim+prf", "maxsim"]
 
 
 def test_rerank_reorders_a_run(run: Run, beir: Path) -> None:

@@ -9,6 +9,7 @@ import typer
 # Imported for their commands, which register themselves.
 from e2rank.cli import advise as advise
 from e2rank.cli import export as export
+from e2rank.cli import measuring as measuring
 from e2rank.cli import ship as ship
 from e2rank.cli import training as training
 from e2rank.cli import upkeep as upkeep

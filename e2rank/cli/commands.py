@@ -1,7 +1,5 @@
-"""The commands: arguments in, one call of the library, tables or JSON out."""
+"""The commands that build, search and show an index."""
 
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,29 +9,11 @@ from rich.console import Console
 from e2rank.cli import options
 from e2rank.cli.demo import run_demo
 from e2rank.cli.options import Ranker, Refine
-from e2rank.cli.output import hits_table, print_json, print_report, progress
-from e2rank.cli.rankers import (
-    befores,
-    by_name,
-    by_stages,
-    check_indexed,
-    check_listed,
-    check_pattern,
-    kind_of,
-    own_ranker,
-    reordering,
-    reranker,
-    searching,
-    write_runs,
-)
+from e2rank.cli.output import hits_table, print_json, progress
+from e2rank.cli.rankers import befores, kind_of, own_ranker, reranker
 from e2rank.config import IndexConfig, load_recipe
 from e2rank.corpus import read_corpus
-from e2rank.documents import Document
 from e2rank.engine import Engine
-from e2rank.evaluate.collection import Collection, load_beir
-from e2rank.evaluate.protocol import Ranker as Ask
-from e2rank.evaluate.protocol import evaluate as run_evaluation
-from e2rank.evaluate.trec import Run, read_run
 from e2rank.index import Store
 from e2rank.index.tokens import kinds_of
 from e2rank.index.verify import check
@@ -47,7 +27,6 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(help="An index folder.")]
-Beir = Annotated[Path, typer.Argument(help="A BEIR folder: corpus, queries, qrels.")]
 Encoder = Annotated[str, typer.Option(help="A preset, a folder, or owner/name of a model.")]
 Moved = Annotated[
     str | None, typer.Option(help="Where the model that made the index now is, if it has moved.")
@@ -135,100 +114,6 @@ def search(
 
 
 @app.command()
-def evaluate(
-    folder: Folder,
-    beir: Beir,
-    split: options.Split = "test",
-    gather: options.Gathers = None,
-    refine: options.Refines = None,
-    alpha: options.Alpha = None,
-    beta: options.Beta = None,
-    k: Annotated[
-        int, typer.Option("-k", help="Of a search: so many are what --alpha and --beta prune for.")
-    ] = 10,
-    rerank: options.Rerank = None,
-    depth: options.Depth = 100,
-    shown: options.Shown = 20,
-    prompt: options.Prompt = None,
-    fuse: options.Fuse = None,
-    limit: options.Limit = None,
-    encoder: Moved = None,
-    cross_encoder: options.CrossEncoder = None,
-    run_out: options.RunOut = None,
-    json: options.Json = False,
-) -> None:
-    """Measure search end to end on a judged collection.
-
-    Every --gather is measured with every --refine and every --rerank; without --rerank, those that
-    are given alone.
-    """
-    stages = befores(gather, refine, alpha, beta, k)
-    # Whoever compares first stages asks for no rerank, unless it is named.
-    alone = [Ranker.NONE] if gather or refine else None
-    rows = len(set(stages)) * len(set(rerank or alone or (1, 2)))
-    check_pattern(run_out, rows)
-    collection = load_beir(beir, split).first(limit)
-    with Engine.open(folder, encoder) as engine:
-        names = rerank or alone or [Ranker.NONE, own_ranker(engine, prompt)]
-        check_indexed(engine, collection)
-        rankers = by_stages(
-            stages,
-            names,
-            cross_encoder,
-            lambda each, before: searching(engine, each, depth, shown, fuse, prompt, before),
-        )
-        _evaluate(collection, rankers, depth, None, run_out, as_json=json)
-
-
-@app.command()
-def rerank(
-    beir: Beir,
-    run: Annotated[Path, typer.Option(help="A TREC run: the candidates of each query.")],
-    folder: Annotated[
-        Path | None,
-        typer.Option("--index", help="An index of the documents; made on the fly if not given."),
-    ] = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="As for `index`; minilm, or the one that made --index.")
-    ] = None,
-    split: options.Split = "test",
-    rerank: options.Rerank = None,
-    depth: options.Depth = 100,
-    shown: options.Shown = 20,
-    prompt: options.Prompt = None,
-    fuse: options.Fuse = None,
-    limit: options.Limit = None,
-    cross_encoder: options.CrossEncoder = None,
-    run_out: options.RunOut = None,
-    json: options.Json = False,
-) -> None:
-    """Measure reranking of given candidate lists."""
-    if depth < 1:
-        raise ValueError(f"depth is {depth}; it must be at least 1")
-    check_pattern(run_out, len(set(rerank or (1, 2, 3))))
-    collection = load_beir(beir, split).first(limit)
-    lists = {query: ranking[:depth] for query, ranking in read_run(run).items()}
-    lists = {query: lists[query] for query in collection.queries if lists.get(query)}
-    if not lists:
-        raise ValueError(f"{run} has no list for any query that {split} judges")
-    with tempfile.TemporaryDirectory() as scratch:
-        engine = (
-            Engine.open(folder, encoder)
-            if folder
-            else _index_listed(collection, lists, Path(scratch) / "index", encoder or "minilm")
-        )
-        with engine:
-            check_listed(engine, lists)
-            names = rerank or [Ranker.NONE, Ranker.COSINE, own_ranker(engine, prompt)]
-            rankers = by_name(
-                names,
-                cross_encoder,
-                lambda each: reordering(engine, lists, each, shown, fuse, prompt),
-            )
-            _evaluate(collection, rankers, depth, lists, run_out, as_json=json)
-
-
-@app.command()
 def show(
     folder: Folder,
     verify: Annotated[bool, typer.Option(help="Read every byte and check its hash.")] = False,
@@ -254,36 +139,6 @@ def demo(
 ) -> None:
     """Index 1,400 abstracts, search them with and without rerank, and measure both."""
     run_demo(data, out, as_json=json)
-
-
-def _evaluate(
-    collection: Collection,
-    rankers: dict[str, Ask],
-    depth: int,
-    lists: Run | None,
-    run_out: str | None,
-    *,
-    as_json: bool,
-) -> None:
-    with progress("queries", len(collection.queries)) as done:
-        report, runs = run_evaluation(collection, rankers, depth=depth, lists=lists, progress=done)
-    if as_json:
-        print_json(report.to_dict())
-    else:
-        print_report(report, Console())
-    write_runs(run_out, runs)
-
-
-def _index_listed(collection: Collection, lists: Run, folder: Path, encoder: str) -> Engine:
-    wanted = {document for ranking in lists.values() for document, _ in ranking}
-
-    def listed() -> Iterator[Document]:
-        for document in collection.documents():
-            if document.id in wanted:
-                yield document
-
-    with progress("documents", len(wanted)) as done:
-        return Engine.build(listed(), folder, encoder, progress=done)
 
 
 def _show(store: Store, *, as_json: bool) -> None:

@@ -55,6 +55,9 @@ Beta = Annotated[
     int | None,
     typer.Option(help="Stop refining after so many that change nothing; off if not given."),
 ]
+PrunedFor = Annotated[
+    int, typer.Option("-k", help="Of a search: so many are what --alpha and --beta prune for.")
+]
 Depth = Annotated[int, typer.Option(help="Candidates to refine and rerank.")]
 Shown = Annotated[int, typer.Option(help="Candidates in the listwise prompt, if it is of texts.")]
 Prompt = Annotated[

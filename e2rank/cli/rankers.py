@@ -125,15 +125,23 @@ def reordering(
     shown: int,
     fuse: float | None,
     prompt: Kind | None = None,
+    before: Before = Before(),
 ) -> Ask:
     """The fixed-list protocol: the engine reorders what another search found."""
     kind = kind_of(prompt)
 
     def ask(identifier: str, query: str) -> Answer:
         weight = fuse if rerank not in ("none", "cosine") else None
-        listed = lists[identifier]
         return _answer(
-            engine.rerank(query, listed, rerank=rerank, prompt=kind, shown=shown, fuse=weight)
+            engine.rerank(
+                query,
+                lists[identifier],
+                refine=before.refine,
+                rerank=rerank,
+                prompt=kind,
+                shown=shown,
+                fuse=weight,
+            )
         )
 
     return ask

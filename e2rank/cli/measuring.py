@@ -1,0 +1,165 @@
+"""The commands that measure: search end to end, and the reranking of given lists."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from e2rank.cli import options
+from e2rank.cli.commands import Folder, Moved, app
+from e2rank.cli.options import Ranker
+from e2rank.cli.output import print_json, print_report, progress
+from e2rank.cli.rankers import (
+    befores,
+    by_stages,
+    check_indexed,
+    check_listed,
+    check_pattern,
+    own_ranker,
+    reordering,
+    searching,
+    write_runs,
+)
+from e2rank.documents import Document
+from e2rank.engine import Engine
+from e2rank.evaluate.collection import Collection, load_beir
+from e2rank.evaluate.protocol import Ranker as Ask
+from e2rank.evaluate.protocol import evaluate as run_evaluation
+from e2rank.evaluate.trec import Run, read_run
+
+Beir = Annotated[Path, typer.Argument(help="A BEIR folder: corpus, queries, qrels.")]
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    beir: Beir,
+    split: options.Split = "test",
+    gather: options.Gathers = None,
+    refine: options.Refines = None,
+    alpha: options.Alpha = None,
+    beta: options.Beta = None,
+    k: options.PrunedFor = 10,
+    rerank: options.Rerank = None,
+    depth: options.Depth = 100,
+    shown: options.Shown = 20,
+    prompt: options.Prompt = None,
+    fuse: options.Fuse = None,
+    limit: options.Limit = None,
+    encoder: Moved = None,
+    cross_encoder: options.CrossEncoder = None,
+    run_out: options.RunOut = None,
+    json: options.Json = False,
+) -> None:
+    """Measure search end to end on a judged collection.
+
+    Every --gather is measured with every --refine and every --rerank; without --rerank, those that
+    are given alone.
+    """
+    stages = befores(gather, refine, alpha, beta, k)
+    # Whoever compares first stages asks for no rerank, unless it is named.
+    alone = [Ranker.NONE] if gather or refine else None
+    rows = len(set(stages)) * len(set(rerank or alone or (1, 2)))
+    check_pattern(run_out, rows)
+    collection = load_beir(beir, split).first(limit)
+    with Engine.open(folder, encoder) as engine:
+        names = rerank or alone or [Ranker.NONE, own_ranker(engine, prompt)]
+        check_indexed(engine, collection)
+        rankers = by_stages(
+            stages,
+            names,
+            cross_encoder,
+            lambda each, before: searching(engine, each, depth, shown, fuse, prompt, before),
+        )
+        _evaluate(collection, rankers, depth, None, run_out, as_json=json)
+
+
+@app.command()
+def rerank(
+    beir: Beir,
+    run: Annotated[Path, typer.Option(help="A TREC run: the candidates of each query.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option("--index", help="An index of the documents; made on the fly if not given."),
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="As for `index`; minilm, or the one that made --index.")
+    ] = None,
+    split: options.Split = "test",
+    refine: options.Refines = None,
+    alpha: options.Alpha = None,
+    beta: options.Beta = None,
+    k: options.PrunedFor = 10,
+    rerank: options.Rerank = None,
+    depth: options.Depth = 100,
+    shown: options.Shown = 20,
+    prompt: options.Prompt = None,
+    fuse: options.Fuse = None,
+    limit: options.Limit = None,
+    cross_encoder: options.CrossEncoder = None,
+    run_out: options.RunOut = None,
+    json: options.Json = False,
+) -> None:
+    """Measure reranking of given candidate lists.
+
+    Every --refine is measured with every --rerank; without --rerank, those that are given alone.
+    """
+    if depth < 1:
+        raise ValueError(f"depth is {depth}; it must be at least 1")
+    stages = befores(None, refine, alpha, beta, k)
+    alone = [Ranker.NONE] if refine else None
+    check_pattern(run_out, len(set(stages)) * len(set(rerank or alone or (1, 2, 3))))
+    collection = load_beir(beir, split).first(limit)
+    lists = {query: ranking[:depth] for query, ranking in read_run(run).items()}
+    lists = {query: lists[query] for query in collection.queries if lists.get(query)}
+    if not lists:
+        raise ValueError(f"{run} has no list for any query that {split} judges")
+    with tempfile.TemporaryDirectory() as scratch:
+        engine = (
+            Engine.open(folder, encoder)
+            if folder
+            else _index_listed(collection, lists, Path(scratch) / "index", encoder or "minilm")
+        )
+        with engine:
+            check_listed(engine, lists)
+            own = [Ranker.NONE, Ranker.COSINE, own_ranker(engine, prompt)]
+            rankers = by_stages(
+                stages,
+                rerank or alone or own,
+                cross_encoder,
+                lambda each, before: reordering(engine, lists, each, shown, fuse, prompt, before),
+            )
+            _evaluate(collection, rankers, depth, lists, run_out, as_json=json)
+
+
+def _evaluate(
+    collection: Collection,
+    rankers: dict[str, Ask],
+    depth: int,
+    lists: Run | None,
+    run_out: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    with progress("queries", len(collection.queries)) as done:
+        report, runs = run_evaluation(collection, rankers, depth=depth, lists=lists, progress=done)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print_report(report, Console())
+    write_runs(run_out, runs)
+
+
+def _index_listed(collection: Collection, lists: Run, folder: Path, encoder: str) -> Engine:
+    wanted = {document for ranking in lists.values() for document, _ in ranking}
+
+    def listed() -> Iterator[Document]:
+        for document in collection.documents():
+            if document.id in wanted:
+                yield document
+
+    with progress("documents", len(wanted)) as done:
+        return Engine.build(listed(), folder, encoder, progress=done)
