@@ -15,7 +15,7 @@ from index_support import DIM, by_id, files_in, held, leftovers
 from e2rank import Engine, IndexConfig
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import IndexFormatError
-from e2rank.index import Manifest, Store, Writer, making, manifest, verify, writer
+from e2rank.index import Manifest, Store, Writer, making, manifest_file, verify, writer
 from e2rank.index.files import file_entry
 from e2rank.index.manifest import NAME
 from e2rank.index.verify import damage, repair
@@ -183,7 +183,7 @@ def _begun_without_cleaning(
 def test_a_commit_whose_very_last_step_fails_is_seen_at_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
 ) -> None:
-    real = manifest.write_atomically
+    real = manifest_file.write_atomically
 
     def written(path: Path, data: bytes) -> None:
         real(path, data)
@@ -193,7 +193,7 @@ def test_a_commit_whose_very_last_step_fails_is_seen_at_once(
         if kept:
             engine.delete(["5"], commit=False)
         with monkeypatch.context() as patch:
-            patch.setattr(manifest, "write_atomically", written)
+            patch.setattr(manifest_file, "write_atomically", written)
             with pytest.raises(OSError, match="Input/output error"):
                 engine.delete(["3"])
         left = by_id(each for each in TEXTS if each["id"] not in (["3", "5"] if kept else ["3"]))
@@ -217,7 +217,7 @@ def test_a_commit_that_fails_before_keeps_what_was_kept_back(
     with opened(folder) as engine:
         engine.delete(["5"], commit=False)
         with monkeypatch.context() as patch:
-            patch.setattr(manifest, "write_atomically", full)
+            patch.setattr(manifest_file, "write_atomically", full)
             with pytest.raises(OSError, match="No space left"):
                 engine.commit()
         assert len(engine) == 30

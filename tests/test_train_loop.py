@@ -232,7 +232,7 @@ def test_two_processes_train_as_one_does(bert: str, data: str, tmp_path: Path) -
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert support.losses(tmp_path / "two") == pytest.approx(support.losses(alone), rel=1e-4)
     # Not weight by weight: Adam makes a step of the rounding where a gradient is zero.
     mine, theirs = (load_encoder(str(out), device="cpu") for out in (tmp_path / "two", alone))

@@ -1,32 +1,17 @@
-"""The manifest: the one file that makes a folder an index, written last, by rename."""
+"""The manifest: what an index is made of, in the one file that makes a folder an index."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-import xxhash
-
 from e2rank.config import IndexConfig
-from e2rank.errors import IndexFormatError
-from e2rank.index.files import damaged, write_atomically
+from e2rank.index.files import damaged
+from e2rank.index.manifest_file import FORMAT, SEALED, read, write
 
-FORMAT = 4
-"""What is read at most. Format 4 is written where there are sparse vectors or a setting that came
-with them, else 3; formats 1 and 2, of one segment that never changed, are read too."""
-
-SEALED = 3
-"""The first format whose manifest has a seal."""
-
-KIND = "e2rank-index"
 NAME = "manifest.json"
-
-_OLD = {"encoder", "config", "segments", "tombstones", "files"}
-_SEAL = re.compile(rb',\n  "checksum": "([0-9a-f]{16})"\n}\n')
-_SEAL_BYTES = 37
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,11 +135,8 @@ class Manifest:
         """Put this manifest in place at once: readers see the old one or the new one."""
         # What was read in an old format is saved in a new one.
         new = dataclasses.replace(self)
-        fields = {"format": new.format, "kind": KIND, **dataclasses.asdict(new)}
-        fields["encoder"] = self.encoder.to_dict()
-        body = json.dumps(fields, indent=2, ensure_ascii=False).encode()
-        seal = f',\n  "checksum": "{xxhash.xxh3_64_hexdigest(body)}"\n}}\n'
-        write_atomically(folder / NAME, body.removesuffix(b"\n}") + seal.encode())
+        fields = {**dataclasses.asdict(new), "encoder": self.encoder.to_dict()}
+        write(folder / NAME, fields)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -163,72 +145,22 @@ class Manifest:
         Raises:
             IndexFormatError: if the folder is no index, is damaged, or needs a newer e2rank.
         """
-        fields, raw = _read(folder)
-        if fields.pop("kind", None) != KIND:
-            raise IndexFormatError(f"{folder / NAME} is not the manifest of an e2rank index")
-        version = fields.pop("format", None)
-        if version is None:
-            raise damaged(folder / NAME, "it says no format")
-        if not isinstance(version, int) or version > FORMAT:
-            raise IndexFormatError(
-                f"{folder} has index format {version}, and this e2rank reads up to {FORMAT}. "
-                "Run: pip install -U e2rank"
-            )
+        path = folder / NAME
+        version, fields = read(path, {each.name for each in dataclasses.fields(cls) if each.init})
         try:
-            if version < SEALED:
-                _upgrade(fields, version)
-            else:
-                _unseal(fields, raw)
             segments = [SegmentInfo(**each) for each in fields.pop("segments")]
             encoder = EncoderInfo(**fields.pop("encoder"))
             manifest = cls(encoder=encoder, segments=segments, **fields)
             _check(manifest)
             object.__setattr__(manifest, "format", version)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise damaged(folder / NAME, error) from error
+            raise damaged(path, error) from error
         return manifest
 
 
 def _later(config: dict[str, Any]) -> bool:
     """Whether a configuration says something that format 3 does not know."""
     return any(name.startswith(("sparse", "token")) for name in config)
-
-
-def _upgrade(fields: dict[str, Any], version: int) -> None:
-    """Add what formats 1 and 2 left out, as there was no choice.
-
-    Raises:
-        TypeError, KeyError, ValueError: if it is no manifest of that format.
-    """
-    if version < 1:
-        raise ValueError(f"it says format {version}")
-    _exactly(fields, _OLD)
-    if fields.pop("tombstones") or len(fields["segments"]) != 1:
-        raise ValueError(f"format {version} has one segment, and no tombstones")
-    if (fields["encoder"].get("token_dim", 0) > 0) != (version > 1):
-        raise KeyError("token_dim")
-    (only,) = fields["segments"]
-    only["factory"] = fields["config"]["factory"]
-    fields["next_segment"] = int(only["name"]) + 1
-
-
-def _unseal(fields: dict[str, Any], raw: bytes) -> None:
-    """Check the hash of every byte before it, and that no field is missing or more.
-
-    Raises:
-        KeyError, ValueError: if it is not what was written.
-    """
-    seal = _SEAL.fullmatch(raw[-_SEAL_BYTES:])
-    body = raw[:-_SEAL_BYTES] + b"\n}"
-    if seal is None or xxhash.xxh3_64_hexdigest(body).encode() != seal[1]:
-        raise ValueError("it differs from its own checksum")
-    del fields["checksum"]
-    _exactly(fields, {each.name for each in dataclasses.fields(Manifest) if each.init})
-
-
-def _exactly(fields: dict[str, Any], names: set[str]) -> None:
-    if strange := fields.keys() ^ names:
-        raise KeyError(sorted(strange)[0])
 
 
 def _check(manifest: Manifest) -> None:
@@ -287,20 +219,3 @@ def _check_segment(segment: SegmentInfo, bound: int) -> None:
 def _is(kind: Any, value: object, name: str) -> None:
     if not isinstance(value, kind):
         raise TypeError(f"{name} is {value!r}")
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
-    if not folder.is_dir():
-        raise IndexFormatError(f"{folder} is not a folder; expected an e2rank index")
-    try:
-        raw = (folder / NAME).read_bytes()
-        fields = json.loads(raw)
-    except FileNotFoundError:
-        raise IndexFormatError(
-            f"{folder} has no {NAME}: not an e2rank index, or its build was cut short"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise damaged(folder / NAME, error) from error
-    if not isinstance(fields, dict):
-        raise damaged(folder / NAME, "expected a JSON object")
-    return fields, raw

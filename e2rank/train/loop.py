@@ -12,13 +12,13 @@ import torch
 import transformers
 import xxhash
 
-from e2rank.train import checkpoint, distributed, model, saving
+from e2rank.train import distributed, model, saving
 from e2rank.train.checkpoint import Checkpoint
 from e2rank.train.config import TrainConfig
 from e2rank.train.dev import Dev, load_dev
 from e2rank.train.distributed import World
 from e2rank.train.examples import Example, read_lists
-from e2rank.train.log import NAME as LOG
+from e2rank.train.folder import claim, tidy
 from e2rank.train.log import RunLog, draw_curve, read_log
 from e2rank.train.model import Trainee
 from e2rank.train.sampling import Epoch, ListBatch
@@ -119,7 +119,7 @@ def _train(
 
 def _begin(config: TrainConfig, world: World, resume: bool) -> _Run:
     out = Path(config.out)
-    saved = _claim(out, resume, world)
+    saved = claim(out, resume, world)
     data = {path: _file_hash(Path(path)) for path in (*config.data, *config.corpora)}
     if saved is not None:
         saved.check(config.to_dict(), data)
@@ -168,7 +168,7 @@ def _finish(run: _Run) -> Path:
     if run.world.main:
         saving.save(run.trainee, run.config, out, run.examples, _about(run))
         draw_curve(out)
-        _tidy(out)
+        tidy(out)
     # Nobody leaves before the files are there.
     distributed.mean(0.0)
     return out
@@ -211,26 +211,6 @@ def _seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
 
 
-def _claim(out: Path, resume: bool, world: World) -> Checkpoint | None:
-    """Make the folder, or find where the run in it stands."""
-    finished = any((out / name).is_file() for name in ("adapter.json", "contract.json"))
-    if resume:
-        if finished:
-            raise ValueError(f"{out} holds a finished run; there is nothing to resume")
-        if (out / checkpoint.NAME).is_file():
-            return Checkpoint.load(out)
-        if not (out / LOG).is_file():
-            raise ValueError(f"{out} holds no run to resume; leave out resume=True")
-        return None
-    if not world.main:
-        return None
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        hint = "" if finished or not (out / LOG).is_file() else ", or resume=True to go on with it"
-        raise ValueError(f"{out} is not empty; name a new folder{hint}")
-    out.mkdir(parents=True, exist_ok=True)
-    return None
-
-
 def _restore(
     saved: Checkpoint, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> int:
@@ -257,12 +237,6 @@ def _about(run: _Run) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def _tidy(out: Path) -> None:
-    """Remove what only a resumed run would need."""
-    for file in (out / checkpoint.NAME, *out.glob("documents-*.npy")):
-        file.unlink(missing_ok=True)
 
 
 def _file_hash(path: Path) -> str:

@@ -1,9 +1,8 @@
 """Mining: an index and its own search turn queries into lists to learn from."""
 
 import itertools
-import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,9 +14,8 @@ from e2rank.index import Store
 from e2rank.scores import rank, unit
 from e2rank.search import check_queries
 from e2rank.train.examples import Example
+from e2rank.train.mined import Mined
 from e2rank.train.teacher import Teacher, ask
-
-_log = logging.getLogger("e2rank")
 
 TOGETHER = 64
 """Queries searched, and shown to the teacher, at a time."""
@@ -54,36 +52,6 @@ class _Settings:
                 raise ValueError(f"{name} is {value}; it must be from {least} to {most:.0f}")
         if not self.margin >= 0.0:
             raise ValueError(f"margin is {self.margin}; it must not be negative")
-
-
-@dataclass(slots=True)
-class Mined(Iterator[Example]):
-    """The examples, made as they are asked for, and what was counted on the way.
-
-    Queries and examples are counted one by one, the rest ahead of them by a batch of queries; all
-    of it is logged at the end.
-
-    Attributes:
-        queries: queries searched.
-        examples: examples given.
-        empty: queries that gave none, as they had no document to rank against another.
-        negatives: documents labelled as not relevant.
-        false_negatives: candidates dropped because they score like a positive.
-        added: positives that the search had missed and that joined its candidates.
-        left_out: positives that a list had no room for.
-    """
-
-    queries: int = 0
-    examples: int = 0
-    empty: int = 0
-    negatives: int = 0
-    false_negatives: int = 0
-    added: int = 0
-    left_out: int = 0
-    _source: Iterator[Example] = field(default_factory=lambda: iter(()), repr=False)
-
-    def __next__(self) -> Example:
-        return next(self._source)
 
 
 def mine(  # noqa: PLR0913 - one call, every choice by name
@@ -140,7 +108,7 @@ def mine(  # noqa: PLR0913 - one call, every choice by name
     )
     mined = Mined()
     miner = _Miner(engine, positives, teacher, settings, mined)
-    mined._source = miner.run(queries, source)
+    mined.stream = miner.run(queries, source)
     return mined
 
 
@@ -182,7 +150,7 @@ class _Miner:
                 else:
                     self.mined.examples += 1
                     yield example
-        self._report()
+        self.mined.report()
 
     def _pools(self, queries: Sequence[str]) -> list[_Pool]:
         """Each query's candidates by rank, then the positives that the search missed."""
@@ -278,18 +246,4 @@ class _Miner:
             first_stage=tuple(shown.scores[places].tolist()),
             ids=tuple(shown.ids[place] for place in places),
             source=source,
-        )
-
-    def _report(self) -> None:
-        mined = self.mined
-        _log.info(
-            "mined %d examples from %d queries: %d negatives, %d likely false negatives dropped, "
-            "%d positives added that the search missed, %d left out, %d queries without a list",
-            mined.examples,
-            mined.queries,
-            mined.negatives,
-            mined.false_negatives,
-            mined.added,
-            mined.left_out,
-            mined.empty,
         )

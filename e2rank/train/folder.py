@@ -1,0 +1,44 @@
+"""The folder of a run: claimed when it begins or goes on, tidied when it ends."""
+
+from pathlib import Path
+
+from e2rank.train import checkpoint
+from e2rank.train.checkpoint import Checkpoint
+from e2rank.train.distributed import World
+from e2rank.train.log import NAME as LOG
+
+
+def claim(out: Path, resume: bool, world: World) -> Checkpoint | None:
+    """Make the folder, or find where the run in it stands.
+
+    Args:
+        out: the folder.
+        resume: whether the run in it is to go on.
+        world: of its processes the main one alone makes the folder.
+    Returns:
+        The last checkpoint of the run that goes on; None for one that begins.
+    Raises:
+        ValueError: if the folder is taken, or holds no run to resume.
+    """
+    finished = any((out / name).is_file() for name in ("adapter.json", "contract.json"))
+    if resume:
+        if finished:
+            raise ValueError(f"{out} holds a finished run; there is nothing to resume")
+        if (out / checkpoint.NAME).is_file():
+            return Checkpoint.load(out)
+        if not (out / LOG).is_file():
+            raise ValueError(f"{out} holds no run to resume; leave out resume=True")
+        return None
+    if not world.main:
+        return None
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        hint = "" if finished or not (out / LOG).is_file() else ", or resume=True to go on with it"
+        raise ValueError(f"{out} is not empty; name a new folder{hint}")
+    out.mkdir(parents=True, exist_ok=True)
+    return None
+
+
+def tidy(out: Path) -> None:
+    """Remove what only a resumed run would need."""
+    for file in (out / checkpoint.NAME, *out.glob("documents-*.npy")):
+        file.unlink(missing_ok=True)
