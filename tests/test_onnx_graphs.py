@@ -11,11 +11,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from e2rank.encoders.onnx import observed as observing
 from e2rank.encoders.onnx import rounding
+from e2rank.encoders.onnx.layers import layer_inputs
 from e2rank.encoders.onnx.observed import Seen, observed
-from e2rank.encoders.onnx.quantise import layer_inputs, to_int8
+from e2rank.encoders.onnx.quantise import to_int8
 from e2rank.encoders.onnx.reshaping import names_read, without_double_reshapes
 from e2rank.encoders.onnx.rounding import channel_scales, rounded, steps_of
 from e2rank.encoders.onnx.sessions import CPU
+from e2rank.encoders.onnx.smoothing import even_out
 from e2rank.encoders.onnx.wanted import heads_when_wanted
 from e2rank.encoders.tokens import Tokens
 
@@ -201,9 +203,116 @@ def test_what_is_observed_is_of_every_token_and_of_no_padding(
             np.testing.assert_array_equal(given.low, rows.min(0))
             np.testing.assert_array_equal(given.high, rows.max(0))
             middle = np.arange(WIDTH) / 10
-            summed = sum(np.outer(row - middle, row - middle) for row in rows)
+            summed = sum(np.outer(row - middle, row - middle) / (row @ row) for row in rows)
             np.testing.assert_allclose(given.about(middle), summed, rtol=1e-4, atol=1e-4)
-        assert found["words"].count == 6
+            shares = [np.abs(row) / np.linalg.norm(row) for row in rows]
+            np.testing.assert_allclose(given.share, np.max(shares, axis=0), rtol=1e-5)
+
+
+def test_what_divided_channels_would_hold_is_known_without_a_look() -> None:
+    rows = np.random.default_rng(0).standard_normal((20, WIDTH)).astype(np.float32)
+    scales = np.linspace(0.5, 2, WIDTH)
+    over, weights = Seen.of(rows).over(scales), 1 / (rows**2).sum(1)
+    products = sum(w * np.outer(row, row) for w, row in zip(weights, rows / scales, strict=True))
+    np.testing.assert_allclose(over.products, products, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(over.low, (rows / scales).min(0), rtol=1e-5)
+    np.testing.assert_allclose(over.high, (rows / scales).max(0), rtol=1e-5)
+
+
+def gated(far: float = 30.0) -> onnx.ModelProto:
+    """What decoders have: weights of a normalisation, then two layers of which one gates a third.
+
+    Some channels reach `far` times as far as others.
+    """
+    rng = np.random.default_rng(0)
+    weights = {
+        "scale": np.ones(WIDTH, dtype=np.float32),
+        "gate": rng.standard_normal((WIDTH, 2 * WIDTH)).astype(np.float32),
+        "up": rng.standard_normal((WIDTH, 2 * WIDTH)).astype(np.float32),
+        "down": rng.standard_normal((2 * WIDTH, WIDTH)).astype(np.float32),
+    }
+    weights["scale"][5] = far
+    weights["gate"][5] /= far
+    weights["up"][5] /= far
+    weights["up"][:, 9] *= far
+    weights["down"][9] /= far
+    nodes = [
+        helper.make_node("Mul", ["scale", "x"], ["normal"]),
+        helper.make_node("MatMul", ["normal", "gate"], ["opened"]),
+        helper.make_node("Sigmoid", ["opened"], ["open"]),
+        helper.make_node("MatMul", ["normal", "up"], ["upper"]),
+        helper.make_node("Mul", ["open", "upper"], ["inside"]),
+        helper.make_node("MatMul", ["inside", "down"], ["vectors"]),
+    ]
+    return drawn(
+        nodes, weights, [floats("x", "n", "t", WIDTH)], [floats("vectors", "n", "t", WIDTH)]
+    )
+
+
+def watched(model: onnx.ModelProto, x: np.ndarray) -> dict[str, Seen]:
+    """What the inputs of a graph's layers held."""
+    shown, names = copied(model), layer_inputs(model)
+    shown.graph.output.extend(floats(name, "n", "t", None) for name in names)
+    rows = run(shown, *names, x=x)
+    return {
+        name: Seen.of(each.reshape(-1, each.shape[-1]))
+        for name, each in zip(names, rows, strict=True)
+    }
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def test_evening_out_changes_weights_and_no_result() -> None:
+    x = read()
+    model, known = gated(), run(gated(), "vectors", x=x)[0]
+    before = watched(model, x)
+    scales = even_out(model, before)
+    assert list(scales) == ["normal", "inside"]
+    np.testing.assert_allclose(run(model, "vectors", x=x)[0], known, rtol=1e-3, atol=1e-4)
+    after = watched(model, x)
+    for name, each in scales.items():
+        np.testing.assert_allclose(after[name].high, before[name].over(each).high, rtol=1e-4)
+    for name, place in (("normal", 5), ("inside", 9)):
+        far = [each[name].high[place] / np.median(each[name].high) for each in (before, after)]
+        assert far[1] < far[0] / 3
+
+
+def test_channels_that_reach_far_cost_a_gated_block_little_once_it_is_even() -> None:
+    x = read()
+    known, away = run(gated(), "vectors", x=x)[0], {}
+    for name, given in (("unknown", {}), ("seen", watched(gated(), x))):
+        found = run(to_int8(gated(), given), "vectors", x=x)[0]
+        away[name] = float(np.linalg.norm(found - known) / np.linalg.norm(known))
+    assert away["seen"] < 0.5 * away["unknown"]
+
+
+@pytest.mark.parametrize("reader", ["vectors", "opened"])
+def test_what_anything_else_reads_or_shows_is_not_evened_out(reader: str) -> None:
+    model = gated()
+    if reader == "vectors":
+        model.graph.output.extend(
+            [floats("normal", "n", "t", WIDTH), floats("upper", "n", "t", 128)]
+        )
+    else:
+        also = [helper.make_node("Neg", [name], [f"{name}.seen"]) for name in ("normal", "upper")]
+        model.graph.node.extend(also)
+    before = model.SerializeToString()
+    assert even_out(model, watched(gated(), read())) == {}
+    assert model.SerializeToString() == before
+
+
+def test_weights_that_another_layer_reads_too_stay_as_they_are_for_it() -> None:
+    model, x = gated(), read()
+    model.graph.node.append(helper.make_node("Mul", ["x", "scale"], ["also"]))
+    model.graph.output.append(floats("also", "n", "t", WIDTH))
+    known = run(model, "vectors", "also", x=x)
+    even_out(model, watched(gated(), x))
+    for one, other in zip(known, run(model, "vectors", "also", x=x), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-4)
 
 
 def one_by_one(left: np.ndarray, products: np.ndarray) -> np.ndarray:

@@ -23,8 +23,9 @@ from e2rank.encoders.onnx.bundle import (
 from e2rank.encoders.onnx.exporting import OPSET
 from e2rank.encoders.onnx.float16 import to_float16
 from e2rank.encoders.onnx.graph import Parts, graph_of
+from e2rank.encoders.onnx.layers import layer_inputs
 from e2rank.encoders.onnx.observed import observed
-from e2rank.encoders.onnx.quantise import layer_inputs, to_int8
+from e2rank.encoders.onnx.quantise import to_int8
 from e2rank.encoders.onnx.reshaping import without_double_reshapes
 from e2rank.encoders.onnx.runtime import OnnxEncoder
 from e2rank.encoders.onnx.samples import real_texts, sample_texts

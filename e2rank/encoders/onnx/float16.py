@@ -3,7 +3,7 @@
 import onnx
 from onnx import TensorProto
 
-from e2rank.encoders.onnx.quantise import in_body
+from e2rank.encoders.onnx.layers import in_body
 
 
 def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +23,22 @@ _ROOM = 1_500_000_000
 class Seen:
     """The rows, one a token, that a tensor held.
 
+    Sums are of rows that weigh as much as their squared length is small: a decoder's first token is
+    often a thousand times as long as all others, and nothing else would count.
+
     Args:
         low: (width,) float32, the least of each channel.
         high: (width,) float32, the most of each channel.
-        count: of rows.
-        total: (width,) float64, their sum.
-        products: (width, width) float64, the sum of each row's products with itself.
+        share: (width,) float32, the most of its row's length that each channel had.
+        weight: the sum of the rows' weights.
+        total: (width,) float64, that of the rows.
+        products: (width, width) float64, that of each row's products with itself.
     """
 
     low: np.ndarray
     high: np.ndarray
-    count: int
+    share: np.ndarray
+    weight: float
     total: np.ndarray
     products: np.ndarray
 
@@ -41,21 +46,43 @@ class Seen:
     def of(cls, rows: np.ndarray) -> "Seen":
         """What (n, width) float32 rows hold."""
         exact = rows.astype(np.float64)
-        low, high = rows.min(axis=0), rows.max(axis=0)
-        return cls(low, high, len(rows), exact.sum(axis=0), exact.T @ exact)
+        weights = 1 / np.maximum((exact**2).sum(axis=1, keepdims=True), 1e-12)
+        total = (weights * exact).sum(axis=0)
+        return cls(
+            low=rows.min(axis=0),
+            high=rows.max(axis=0),
+            share=np.abs(np.sqrt(weights) * exact).max(axis=0).astype(np.float32),
+            weight=float(weights.sum()),
+            total=total,
+            products=(weights * exact).T @ exact,
+        )
 
     def add(self, rows: np.ndarray) -> None:
         """See (n, width) float32 rows too."""
         more = Seen.of(rows)
         self.low, self.high = np.minimum(self.low, more.low), np.maximum(self.high, more.high)
-        self.count += more.count
+        self.share = np.maximum(self.share, more.share)
+        self.weight += more.weight
         self.total += more.total
         self.products += more.products
+
+    def over(self, scales: np.ndarray) -> "Seen":
+        """What the rows would hold if each channel were divided by a number above 0.
+
+        Their weights stay as they are, and `share` too.
+        """
+        return replace(
+            self,
+            low=self.low / scales,
+            high=self.high / scales,
+            total=self.total / scales,
+            products=self.products / np.outer(scales, scales),
+        )
 
     def about(self, middle: np.ndarray) -> np.ndarray:
         """`products` of the rows less a (width,) vector."""
         crossed = np.outer(middle, self.total)
-        return self.products - crossed - crossed.T + self.count * np.outer(middle, middle)
+        return self.products - crossed - crossed.T + self.weight * np.outer(middle, middle)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Smaller and faster graphs for CPUs: int8, with scales that no other text has a part in."""
 
-import ast
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,12 +7,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from e2rank.encoders.onnx.layers import in_body
 from e2rank.encoders.onnx.observed import Seen
 from e2rank.encoders.onnx.reshaping import names_read
 from e2rank.encoders.onnx.rounding import channel_scales, rounded, steps_of
-
-_BODY = "model"
-"""The module that is the transformer itself, and none of its heads."""
+from e2rank.encoders.onnx.smoothing import even_out
 
 _LEAST = 1024
 """Weights that a matrix must have to be worth it."""
@@ -29,12 +27,13 @@ def to_int8(
 ) -> onnx.ModelProto:
     """`model` itself, the linear layers of its transformer now multiplying int8.
 
-    Weights have a scale for every output column. What a normalisation gives has one for every
+    Weights have a scale for every output column. What LayerNormalization gives has one for every
     channel, fixed here: its channels reach as far in any text. What attention and the inside of a
     feed-forward block give reaches much further in some texts than in all others: it is quantised
-    as it comes, with a scale for every token. So what a text gives never depends on the texts
-    beside it, as it does where a whole batch shares a scale. Embeddings are float16. Biases,
-    attention, normalisation, GELU and heads stay float32.
+    as it comes, with a scale for every token, its channels evened out before where that costs
+    nothing. So what a text gives never depends on the texts beside it, as it does where a whole
+    batch shares a scale. Embeddings are float16. Biases, attention, normalisation, GELU and heads
+    stay float32.
 
     Args:
         model: float32, as the exporter wrote it.
@@ -46,31 +45,11 @@ def to_int8(
     return model
 
 
-def layer_inputs(model: onnx.ModelProto) -> list[str]:
-    """Names of what a transformer's linear layers read, first ones first."""
-    matrices = {each.name for each in model.graph.initializer}
-    names = [
-        node.input[0]
-        for node in model.graph.node
-        if node.op_type == "MatMul" and node.input[1] in matrices and in_body(node)
-    ]
-    return list(dict.fromkeys(names))
-
-
-def in_body(node: onnx.NodeProto) -> bool:
-    """Whether the exporter wrote a node for the transformer itself."""
-    for each in node.metadata_props:
-        if each.key == "pkg.torch.onnx.name_scopes":
-            scopes = ast.literal_eval(each.value)
-            return any(scope == _BODY or scope.startswith(f"{_BODY}.") for scope in scopes)
-    return False
-
-
 class _Int8:
     """Nodes of a graph, each replaced by nodes of integers where it multiplies by a matrix."""
 
     def __init__(self, model: onnx.ModelProto, seen: Mapping[str, Seen], head: bool) -> None:
-        self._graph, self._seen, self._head = model.graph, seen, head
+        self._model, self._graph, self._seen, self._head = model, model.graph, seen, head
         self._weights = {each.name: each for each in model.graph.initializer}
         self._nodes: list[onnx.NodeProto] = []
         self._added: dict[str, TensorProto] = {}
@@ -81,6 +60,8 @@ class _Int8:
         self._biases = self._added_biases()
 
     def rewrite(self) -> None:
+        self._even = even_out(self._model, self._seen)
+        self._weights = {each.name: each for each in self._graph.initializer}
         self._constant("int8.last", np.array([-1], dtype=np.int64))
         self._constant("int8.tiny", np.array(1e-12, dtype=np.float32))
         self._constant("int8.most", np.array(1 / 127, dtype=np.float32))
@@ -121,8 +102,7 @@ class _Int8:
             self._multiply_fixed(given, weight, out)
             return
         quantised, step, zero = self._quantised(given, self._weights[weight].dims[0])
-        products = self._seen[given].products if given in self._seen else None
-        self._quantise(weight, self._matrix(weight), products)
+        self._quantise(weight, self._matrix(weight), self._products(given))
         names = [quantised, f"{weight}.int8", "int8.one", f"{weight}.step", zero]
         self._add("MatMulIntegerToFloat", names, f"{out}.steps", domain=_MICROSOFT)
         self._add("Mul", [f"{out}.steps", step], out)
@@ -164,6 +144,13 @@ class _Int8:
         self._add("Add", [f"{given}.shared", f"{given}.middle"], f"{given}.even")
         names = [f"{given}.even", "int8.most", "int8.zero"]
         self._add("QuantizeLinear", names, f"{given}.uint8")
+
+    def _products(self, given: str) -> np.ndarray | None:
+        """Of the rows of a tensor, as it is now."""
+        if given not in self._seen:
+            return None
+        seen, scales = self._seen[given], self._even.get(given)
+        return (seen if scales is None else seen.over(scales)).products
 
     def _matrix(self, weight: str) -> np.ndarray:
         return numpy_helper.to_array(self._weights[weight])
