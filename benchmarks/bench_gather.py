@@ -39,6 +39,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "dense, bm25 + tokens": {"gather": WITH_BM25, "rerank": "tokens"},
     "hybrid + tokens": {"gather": "hybrid", "rerank": "tokens"},
     "all three + tokens": {"gather": ALL, "rerank": "tokens"},
+    "dense + listwise": {"gather": "dense", "rerank": "listwise"},
+    "hybrid + listwise": {"gather": "hybrid", "rerank": "listwise"},
+    "hybrid + tokens + listwise": {"gather": "hybrid", "refine": "maxsim", "rerank": "listwise"},
 }
 _AFTER: dict[str, dict[str, Any]] = {
     "": {"rerank": False},
