@@ -241,8 +241,8 @@ def test_an_object_that_cannot_score_is_refused_too() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (lambda rows: rows[1:], r"gave 10 rows scores of shape \(9,\); expected one finite"),
-        (lambda rows: np.full(len(rows), np.nan), "expected one finite score a row"),
+        (lambda rows: rows[1:], r"gave 10 rows scores of shape \(9,\); expected one a row"),
+        (lambda rows: np.full(len(rows), np.nan), "gave a score that is a NaN or an infinity"),
     ],
 )
 @pytest.mark.parametrize("method", ["zscore", "rrf"])
@@ -256,6 +256,24 @@ def test_scores_that_are_none_are_refused(
     hybrid = Hybrid(("sparse", Wrong(engine.store)), method, depth=10, within=True)
     with pytest.raises(ValueError, match=says):
         engine.search(HEAT, gather=hybrid, rerank=False)
+
+
+def test_scores_for_another_number_of_queries_are_refused(engine: Engine) -> None:
+    class Wrong(Own):
+        def score(self, encoded: Encoding, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+            return [np.zeros(len(each)) for each in [*rows, rows[0]]]
+
+    hybrid = Hybrid(("sparse", Wrong(engine.store)), depth=10, within=True)
+    with pytest.raises(ValueError, match="scored the rows of 2 queries; expected 1"):
+        engine.search(HEAT, gather=hybrid, rerank=False)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, list])
+def test_scores_of_any_kind_of_number_rank_alike(kind: Any) -> None:
+    found = np.array([3, 2, 1], dtype=np.float32), np.array([10, 11, 12])
+    hybrid = Hybrid(("sparse", "dense"), "rrf", weights=(0.1, 1), within=True)
+    _, rows = hybrid.fused_within(found, [kind([0, 1, 2])])
+    assert rows.tolist() == [12, 11, 10]
 
 
 def test_a_damaged_vector_is_an_error(documents: list[Document], tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from e2rank.encoders.onnx.layers import layer_inputs
 from e2rank.encoders.onnx.observed import Seen, observed
 from e2rank.encoders.onnx.quantise import to_int8
 from e2rank.encoders.onnx.reshaping import names_read, without_double_reshapes
-from e2rank.encoders.onnx.rounding import channel_scales, rounded, steps_of
+from e2rank.encoders.onnx.rounding import Passing, rounded, steps_of
 from e2rank.encoders.onnx.sessions import CPU
-from e2rank.encoders.onnx.smoothing import even_out
+from e2rank.encoders.onnx.smoothing import channel_scales, even_out
 from e2rank.encoders.onnx.wanted import heads_when_wanted
 from e2rank.encoders.tokens import Tokens
 
@@ -176,12 +176,11 @@ def test_what_reaches_beyond_a_fixed_scale_is_cut_and_not_wrapped() -> None:
     assert np.corrcoef(known.flatten(), found.flatten())[0, 1] > 0.5
 
 
-@pytest.mark.parametrize("room", [0, 10**9])
+@pytest.mark.parametrize("memory", [0, 10**9])
 def test_what_is_observed_is_of_every_token_and_of_no_padding(
-    room: int, monkeypatch: pytest.MonkeyPatch
+    memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Without room every tensor is watched on its own.
-    monkeypatch.setattr(observing, "_ROOM", room)
+    monkeypatch.setattr(observing, "_MEMORY", memory)
     table = np.random.default_rng(0).standard_normal((9, WIDTH)).astype(np.float32)
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["n", "t"])
     node = helper.make_node("Gather", ["table", "input_ids"], ["words"])
@@ -189,24 +188,37 @@ def test_what_is_observed_is_of_every_token_and_of_no_padding(
     model = drawn([node, last], {"table": table}, [ids], [floats("vectors", "n", "t", WIDTH)])
     before = model.SerializeToString()
     texts = [Tokens(ids, range(len(ids)), len(ids), False) for ids in ([1, 2, 7], [3], [2, 4])]
-    with observed(model, ["words", "vectors"], texts) as found:
-        assert model.SerializeToString() == before
-        model.Clear()
-        assert list(found) == ["words", "vectors"]
-        assert "other" not in found
-        # Token 0 is that of padding, 5, 6 and 8 are in no text.
-        for name, rows in (
-            ("words", table[[1, 2, 7, 3, 2, 4]]),
-            ("vectors", -table[[1, 2, 7, 3, 2, 4]]),
-        ):
-            given = found[name]
-            np.testing.assert_array_equal(given.low, rows.min(0))
-            np.testing.assert_array_equal(given.high, rows.max(0))
-            middle = np.arange(WIDTH) / 10
-            summed = sum(np.outer(row - middle, row - middle) / (row @ row) for row in rows)
-            np.testing.assert_allclose(given.about(middle), summed, rtol=1e-4, atol=1e-4)
-            shares = [np.abs(row) / np.linalg.norm(row) for row in rows]
-            np.testing.assert_allclose(given.share, np.max(shares, axis=0), rtol=1e-5)
+    assert observed(model, [], texts) == {}
+    found = observed(model, ["words", "vectors"], texts)
+    assert model.SerializeToString() == before
+    # Token 0 is that of padding, 5, 6 and 8 are in no text.
+    read = table[[1, 2, 7, 3, 2, 4]]
+    middle, scales = np.arange(WIDTH) / 10, np.linspace(0.5, 2, WIDTH)
+    for name, rows in (("words", read), ("vectors", -read)):
+        given = found[name]
+        np.testing.assert_array_equal(given.low, rows.min(0))
+        np.testing.assert_array_equal(given.high, rows.max(0))
+        shares = [np.abs(row) / np.linalg.norm(row) for row in rows]
+        np.testing.assert_allclose(given.share, np.max(shares, axis=0), rtol=1e-5)
+        about = given.about(middle, scales)
+        if memory == 0:
+            assert given.products is None
+            assert about is None
+            continue
+        moved = [((row - middle) / scales, row @ row) for row in rows]
+        summed = sum(np.outer(row, row) / square for row, square in moved)
+        np.testing.assert_allclose(about, summed, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_zeros_have_no_say_and_numbers_that_are_none_are_refused() -> None:
+    rows = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    with_zeros = Seen.of(np.concatenate([rows, np.zeros((3, 4), np.float32)]))
+    for name in ("weight", "total", "products", "share"):
+        np.testing.assert_array_equal(getattr(with_zeros, name), getattr(Seen.of(rows), name))
+    for wrong in (np.nan, np.inf):
+        rows[2, 1] = wrong
+        with pytest.raises(ValueError, match="a NaN or an infinity"):
+            Seen.of(rows)
 
 
 def test_what_divided_channels_would_hold_is_known_without_a_look() -> None:
@@ -270,12 +282,11 @@ def test_evening_out_changes_weights_and_no_result() -> None:
     x = read()
     model, known = gated(), run(gated(), "vectors", x=x)[0]
     before = watched(model, x)
-    scales = even_out(model, before)
-    assert list(scales) == ["normal", "inside"]
+    now = even_out(model, before)
     np.testing.assert_allclose(run(model, "vectors", x=x)[0], known, rtol=1e-3, atol=1e-4)
     after = watched(model, x)
-    for name, each in scales.items():
-        np.testing.assert_allclose(after[name].high, before[name].over(each).high, rtol=1e-4)
+    for name in ("normal", "inside"):
+        np.testing.assert_allclose(after[name].high, now[name].high, rtol=1e-4)
     for name, place in (("normal", 5), ("inside", 9)):
         far = [each[name].high[place] / np.median(each[name].high) for each in (before, after)]
         assert far[1] < far[0] / 3
@@ -301,7 +312,8 @@ def test_what_anything_else_reads_or_shows_is_not_evened_out(reader: str) -> Non
         also = [helper.make_node("Neg", [name], [f"{name}.seen"]) for name in ("normal", "upper")]
         model.graph.node.extend(also)
     before = model.SerializeToString()
-    assert even_out(model, watched(gated(), read())) == {}
+    known = watched(gated(), read())
+    assert all(even_out(model, known)[name] is known[name] for name in known)
     assert model.SerializeToString() == before
 
 
@@ -340,7 +352,7 @@ def test_rounding_passes_each_error_on_to_the_weights_that_are_left(
     rows = rng.standard_normal((200, 24)) @ rng.standard_normal((24, 24))
     weights = rng.standard_normal((24, 7)).astype(np.float32)
     steps = 9 * steps_of(weights)  # coarse, so that there is something to make good
-    found = rounded(weights, steps, rows.T @ rows)
+    found = rounded(weights, steps, Passing.of(rows.T @ rows))
     np.testing.assert_array_equal(found, one_by_one(weights / steps, rows.T @ rows))
     away = [
         np.linalg.norm(rows @ (each * steps - weights)) for each in (found, rounded(weights, steps))
@@ -353,19 +365,61 @@ def test_rounding_is_to_the_nearest_where_nothing_is_known() -> None:
     weights[:, 3] = 0
     steps = steps_of(weights)
     nearest = np.rint(weights / steps)
-    for products in (None, np.zeros((8, 8))):
-        np.testing.assert_array_equal(rounded(weights, steps, products), nearest)
+    assert Passing.of(None) is None
+    assert Passing.of(np.zeros((8, 8))) is None
+    np.testing.assert_array_equal(rounded(weights, steps), nearest)
     assert np.abs(nearest).max(0).tolist() == [127, 127, 127, 0, 127]
 
 
-def test_channels_that_were_never_seen_do_not_stop_the_rounding() -> None:
+def test_channels_that_were_never_seen_are_rounded_to_the_nearest() -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((50, 8))
     rows[:, [2, 5]] = 0
     rows[:, 6] = rows[:, 1]
     weights = rng.standard_normal((8, 5)).astype(np.float32)
-    whole = rounded(weights, steps_of(weights), rows.T @ rows)
-    assert np.abs(whole - weights / steps_of(weights)).max() < 8
+    steps = steps_of(weights)
+    whole, nearest = rounded(weights, steps, Passing.of(rows.T @ rows)), np.rint(weights / steps)
+    np.testing.assert_array_equal(whole[[2, 5]], nearest[[2, 5]])
+    assert (whole != nearest).any()
+    # Of two channels that are always equal the second makes good what the first loses.
+    both = whole[1].astype(np.float64) + whole[6]
+    np.testing.assert_allclose(both, (weights[1] + weights[6]) / steps[0], atol=1.5)
+
+
+def test_a_matrix_that_two_tensors_meet_is_rounded_for_both() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((WIDTH, WIDTH)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["vectors"]),
+        helper.make_node("MatMul", ["y", "weight"], ["others"]),
+    ]
+    given = [floats(name, "n", WIDTH) for name in ("x", "y")]
+    shown = [floats(name, "n", WIDTH) for name in ("vectors", "others")]
+    model = drawn(nodes, {"weight": weight}, given, shown)
+    rows = rng.standard_normal((90, 8)) @ rng.standard_normal((8, WIDTH))
+    seen = {name: Seen.of(rows.astype(np.float32)) for name in ("x", "y")}
+    [kept] = [each for each in to_int8(model, seen).graph.initializer if each.name == "weight.int8"]
+    steps = steps_of(weight)
+    np.testing.assert_array_equal(numpy_helper.to_array(kept), np.rint(weight / steps))
+
+
+def test_two_biases_of_one_product_stay_two() -> None:
+    x, model = read(), block()
+    model.graph.initializer.append(
+        numpy_helper.from_array(np.full(2 * WIDTH, 5, np.float32), "more")
+    )
+    again = [
+        helper.make_node("MatMul", ["normal", "up"], ["again"]),
+        helper.make_node("Add", ["again", "more"], ["other"]),
+    ]
+    for node in again:
+        node.metadata_props.extend(model.graph.node[0].metadata_props)
+    model.graph.node.extend(again)
+    model.graph.output.append(floats("other", "n", "t", None))
+    known = run(model, "biased", "other", x=x)
+    found = run(to_int8(copied(model), seen(x)), "biased", "other", x=x)
+    for one, other in zip(known, found, strict=True):
+        assert np.abs(one - other).max() < 0.03 * np.abs(one).max()
 
 
 def test_a_reshape_of_a_reshape_is_one() -> None:

@@ -56,7 +56,7 @@ Beta = Annotated[
     typer.Option(help="Stop refining after so many that change nothing; off if not given."),
 ]
 PrunedFor = Annotated[
-    int, typer.Option("-k", help="Of a search: so many are what --alpha and --beta prune for.")
+    int, typer.Option("-k", help="The length of the top list that --alpha and --beta prune for.")
 ]
 Depth = Annotated[int, typer.Option(help="Candidates to refine and rerank.")]
 Shown = Annotated[int, typer.Option(help="Candidates in the listwise prompt, if it is of texts.")]

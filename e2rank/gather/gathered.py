@@ -55,7 +55,7 @@ class Scoring(Gatherer, Protocol):
     """A first stage that can also score rows which another one found."""
 
     def score(self, encoded: Encoding, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The (n,) scores of the (n,) rows of each query, in their order; n is each query's own."""
+        """The (n,) float32 scores of the (n,) rows of each query; n is each query's own."""
         ...
 
 

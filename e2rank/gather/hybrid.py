@@ -95,18 +95,21 @@ class Hybrid:
 
         Args:
             found: its (n,) scores and rows.
-            others: the (n,) scores that each other part gives these rows, in their order.
+            others: the (n,) scores that each other part gives these rows, in their order; they
+                count as float32.
         Raises:
-            ValueError: if a part gives not one score a row, or not all are numbers.
+            ValueError: if a part gives not one score a row, or one that is no finite number.
         """
-        rows = found[1]
-        lists = [found]
-        for scores in others:
-            if scores.shape != rows.shape or not np.isfinite(scores).all():
+        rows, lists = found[1], [found]
+        for given in others:
+            scores = np.asarray(given, dtype=np.float32)
+            if scores.shape != rows.shape:
                 raise ValueError(
                     f"a part of a hybrid gave {len(rows)} rows scores of shape {scores.shape}; "
-                    "expected one finite score a row"
+                    "expected one a row"
                 )
+            if not np.isfinite(scores).all():
+                raise ValueError("a part of a hybrid gave a score that is a NaN or an infinity")
             order = rank(scores)
             lists.append((scores[order], rows[order]))
         return self.fused(lists)
@@ -132,8 +135,14 @@ class HybridGatherer:
         encoded = self.encoder.encode_queries(queries) if found.queries is None else found.queries
         lists = [_members(found, place) for place in range(len(queries))]
         rows = [own for _, own in lists]
-        scores = zip(*(cast(Scoring, part).score(encoded, rows) for part in others), strict=True)
-        fused = [self.hybrid.fused_within(*both) for both in zip(lists, scores, strict=True)]
+        scored = [cast(Scoring, part).score(encoded, rows) for part in others]
+        for part, given in zip(others, scored, strict=True):
+            if len(given) != len(rows):
+                raise ValueError(
+                    f"{part!r} scored the rows of {len(given)} queries; expected {len(rows)}"
+                )
+        each = zip(lists, zip(*scored, strict=True), strict=True)
+        fused = [self.hybrid.fused_within(*both) for both in each]
         return replace(_padded(fused, k, encoded), spent=found.spent)
 
     def _all(self, queries: Sequence[str], k: int, wide: int) -> Gathered:

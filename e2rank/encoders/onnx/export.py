@@ -134,8 +134,9 @@ def _write(encoder: TorchEncoder, side: Path, precision: Precision, texts: Seque
 def _calibration(words: Wording, texts: Sequence[str]) -> list[Tokens]:
     """What int8 is set by: real texts, some of those given, and some of every length."""
     paragraphs, questions = real_texts()
-    known = list(dict.fromkeys([*sample_texts(), *texts]))
-    some = known[:: max(1, len(known) // _CALIBRATED)]
+    made_up = sample_texts()
+    own = [text for text in dict.fromkeys(texts) if text not in set(made_up)]
+    some = [text for each in (made_up, own) for text in each[:: max(1, len(each) // _CALIBRATED)]]
     return [
         *words.documents([*paragraphs, *some]),
         *words.queries([*questions, *(text[:60] for text in some)]),
@@ -148,8 +149,7 @@ def _save_graph(
     if precision == "fp16":
         model = to_float16(model)
     elif precision == "int8":
-        with observed(model, layer_inputs(model), read) as seen:
-            model = to_int8(model, seen)
+        model = to_int8(model, observed(model, layer_inputs(model), read))
     _forget_source(model)
     model = without_double_reshapes(model)
     if precision != "fp16":

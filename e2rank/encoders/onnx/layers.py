@@ -4,6 +4,8 @@ import ast
 
 import onnx
 
+from e2rank.encoders.onnx.reshaping import names_read
+
 _BODY = "model"
 """The module that is the transformer itself, and none of its heads."""
 
@@ -26,3 +28,12 @@ def in_body(node: onnx.NodeProto) -> bool:
             scopes = ast.literal_eval(each.value)
             return any(scope == _BODY or scope.startswith(f"{_BODY}.") for scope in scopes)
     return False
+
+
+def readers_of(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    """For each tensor the nodes that read it."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in names_read(node):
+            readers.setdefault(name, []).append(node)
+    return readers

@@ -1,8 +1,7 @@
 """What a float32 graph's tensors hold while it reads texts."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from e2rank.encoders.onnx.transformer import Graph
 from e2rank.encoders.onnx.writing import write_graph
 from e2rank.encoders.tokens import Tokens
 
-# Bytes of products that are summed at a time: those of a large model do not fit in memory.
-_ROOM = 1_500_000_000
+# Bytes of all products: those of models above a billion weights are not worth their memory.
+_MEMORY = 4_000_000_000
 
 
 @dataclass(slots=True)
@@ -32,7 +31,8 @@ class Seen:
         share: (width,) float32, the most of its row's length that each channel had.
         weight: the sum of the rows' weights.
         total: (width,) float64, that of the rows.
-        products: (width, width) float64, that of each row's products with itself.
+        products: (width, width) float64, that of each row's products with itself; None if they were
+            not summed.
     """
 
     low: np.ndarray
@@ -40,111 +40,92 @@ class Seen:
     share: np.ndarray
     weight: float
     total: np.ndarray
-    products: np.ndarray
+    products: np.ndarray | None
 
     @classmethod
-    def of(cls, rows: np.ndarray) -> "Seen":
-        """What (n, width) float32 rows hold."""
+    def of(cls, rows: np.ndarray, products: bool = True) -> "Seen":
+        """What (n, width) float32 rows hold.
+
+        Raises:
+            ValueError: if a number is a NaN or an infinity.
+        """
         exact = rows.astype(np.float64)
-        weights = 1 / np.maximum((exact**2).sum(axis=1, keepdims=True), 1e-12)
-        total = (weights * exact).sum(axis=0)
+        squares = (exact**2).sum(axis=1, keepdims=True)
+        if not np.isfinite(squares).all():
+            raise ValueError("a tensor holds a NaN or an infinity")
+        weights = np.divide(1, squares, out=np.zeros_like(squares), where=squares > 0)
         return cls(
             low=rows.min(axis=0),
             high=rows.max(axis=0),
             share=np.abs(np.sqrt(weights) * exact).max(axis=0).astype(np.float32),
             weight=float(weights.sum()),
-            total=total,
-            products=(weights * exact).T @ exact,
+            total=(weights * exact).sum(axis=0),
+            products=(weights * exact).T @ exact if products else None,
         )
 
     def add(self, rows: np.ndarray) -> None:
         """See (n, width) float32 rows too."""
-        more = Seen.of(rows)
+        more = Seen.of(rows, self.products is not None)
         self.low, self.high = np.minimum(self.low, more.low), np.maximum(self.high, more.high)
         self.share = np.maximum(self.share, more.share)
         self.weight += more.weight
         self.total += more.total
-        self.products += more.products
+        if self.products is not None:
+            self.products += more.products
 
     def over(self, scales: np.ndarray) -> "Seen":
         """What the rows would hold if each channel were divided by a number above 0.
 
         Their weights stay as they are, and `share` too.
         """
+        products = self.products
         return replace(
             self,
             low=self.low / scales,
             high=self.high / scales,
             total=self.total / scales,
-            products=self.products / np.outer(scales, scales),
+            products=None if products is None else products / np.outer(scales, scales),
         )
 
-    def about(self, middle: np.ndarray) -> np.ndarray:
-        """`products` of the rows less a (width,) vector."""
+    def about(self, middle: np.ndarray, scales: np.ndarray) -> np.ndarray | None:
+        """`products` of the rows less a (width,) vector, then divided by (width,) scales."""
+        if self.products is None:
+            return None
         crossed = np.outer(middle, self.total)
-        return self.products - crossed - crossed.T + self.weight * np.outer(middle, middle)
+        products = self.products - crossed - crossed.T + self.weight * np.outer(middle, middle)
+        return np.asarray(products / np.outer(scales, scales))
 
 
-@contextmanager
 def observed(
     model: onnx.ModelProto, names: Sequence[str], texts: Sequence[Tokens]
-) -> Iterator[Mapping[str, Seen]]:
-    """Watch tensors of a float32 graph while it reads texts, each alone: no padding counts.
+) -> dict[str, Seen]:
+    """What tensors of a float32 graph hold while it reads texts, each alone: no padding counts.
 
     Args:
-        model: it may be changed as soon as the context is entered.
-        names: of (..., width) float32 tensors; ask for them in this order, as those of a large
-            model are watched a few at a time.
+        model: it is left as it is.
+        names: of (..., width) float32 tensors.
         texts: at least one.
+    Raises:
+        ValueError: if a tensor holds a NaN or an infinity.
     """
+    if not names:
+        # onnxruntime takes no names for all.
+        return {}
+    seen: dict[str, Seen] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "watched.onnx"
         _showing(model, names, path)
-        yield _Observed(path, names, texts)
-
-
-class _Observed(Mapping[str, Seen]):
-    """Those of a graph's tensors that were asked for last."""
-
-    def __init__(self, path: Path, names: Sequence[str], texts: Sequence[Tokens]) -> None:
-        self._graph = Graph(Sessions(path, provider=CPU, threads=None), "right")
-        self._names, self._texts = list(names), texts
-        self._seen: dict[str, Seen] = {}
-
-    def __getitem__(self, name: str) -> Seen:
-        if name not in self._seen:
-            self._look(self._names.index(name))
-        return self._seen[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def _look(self, first: int) -> None:
-        """Watch this tensor and as many after it as there is room for."""
-        self._seen = {}
-        names = self._names[first:]
-        for each in self._texts:
-            [arrays] = self._graph.run(names, [[each]], [None])
-            if not self._seen:
-                names = names[: _fitting([array.shape[-1] for array in arrays])]
-            for name, values in zip(names, arrays, strict=False):
+        graph = Graph(Sessions(path, provider=CPU, threads=None), "right")
+        for each in texts:
+            [arrays] = graph.run(names, [[each]], [None])
+            fits = sum(8 * array.shape[-1] ** 2 for array in arrays) <= _MEMORY
+            for name, values in zip(names, arrays, strict=True):
                 rows = values.reshape(-1, values.shape[-1])
-                if name in self._seen:
-                    self._seen[name].add(rows)
+                if name in seen:
+                    seen[name].add(rows)
                 else:
-                    self._seen[name] = Seen.of(rows)
-
-
-def _fitting(widths: Sequence[int]) -> int:
-    """How many of the first there is room for, at least one."""
-    taken = np.cumsum([8 * width * width for width in widths])
-    return max(1, int(np.searchsorted(taken, _ROOM, side="right")))
+                    seen[name] = Seen.of(rows, products=fits)
+    return seen
 
 
 def _showing(model: onnx.ModelProto, names: Sequence[str], path: Path) -> None:

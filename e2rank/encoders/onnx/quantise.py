@@ -7,11 +7,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from e2rank.encoders.onnx.layers import in_body
+from e2rank.encoders.onnx.layers import in_body, readers_of
 from e2rank.encoders.onnx.observed import Seen
 from e2rank.encoders.onnx.reshaping import names_read
-from e2rank.encoders.onnx.rounding import channel_scales, rounded, steps_of
-from e2rank.encoders.onnx.smoothing import even_out
+from e2rank.encoders.onnx.rounding import Passing, rounded, steps_of
+from e2rank.encoders.onnx.smoothing import channel_scales, even_out
 
 _LEAST = 1024
 """Weights that a matrix must have to be worth it."""
@@ -37,11 +37,11 @@ def to_int8(
 
     Args:
         model: float32, as the exporter wrote it.
-        seen: what `layer_inputs` held on texts, asked for in their order; a tensor that is not here
-            has a scale for every token, and the weights it meets are rounded to the nearest.
+        seen: what `layer_inputs` held on texts; a tensor that is not here has a scale for every
+            token, and the weights it meets are rounded to the nearest.
         head: whether `model` is a head and its own layers are meant.
     """
-    _Int8(model, seen or {}, head).rewrite()
+    _Int8(model, even_out(model, seen or {}), head).rewrite()
     return model
 
 
@@ -49,19 +49,19 @@ class _Int8:
     """Nodes of a graph, each replaced by nodes of integers where it multiplies by a matrix."""
 
     def __init__(self, model: onnx.ModelProto, seen: Mapping[str, Seen], head: bool) -> None:
-        self._model, self._graph, self._seen, self._head = model, model.graph, seen, head
+        self._graph, self._seen, self._head = model.graph, seen, head
+        self._readers = readers_of(model)
         self._weights = {each.name: each for each in model.graph.initializer}
         self._nodes: list[onnx.NodeProto] = []
         self._added: dict[str, TensorProto] = {}
         self._rows: dict[str, tuple[str, str, str]] = {}
         self._scaled: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._last: tuple[str, Passing | None] | None = None
         self._gelus = self._given_by("Gelu")
         self._fixed = {name for name in self._given_by("LayerNormalization") if name in seen}
         self._biases = self._added_biases()
 
     def rewrite(self) -> None:
-        self._even = even_out(self._model, self._seen)
-        self._weights = {each.name: each for each in self._graph.initializer}
         self._constant("int8.last", np.array([-1], dtype=np.int64))
         self._constant("int8.tiny", np.array(1e-12, dtype=np.float32))
         self._constant("int8.most", np.array(1 / 127, dtype=np.float32))
@@ -102,7 +102,9 @@ class _Int8:
             self._multiply_fixed(given, weight, out)
             return
         quantised, step, zero = self._quantised(given, self._weights[weight].dims[0])
-        self._quantise(weight, self._matrix(weight), self._products(given))
+        # Errors that one tensor makes good another may not.
+        passing = self._passing(given) if self._alone(given, weight) else None
+        self._quantise(weight, self._matrix(weight), passing)
         names = [quantised, f"{weight}.int8", "int8.one", f"{weight}.step", zero]
         self._add("MatMulIntegerToFloat", names, f"{out}.steps", domain=_MICROSOFT)
         self._add("Mul", [f"{out}.steps", step], out)
@@ -116,16 +118,15 @@ class _Int8:
             self._quantise_fixed(given)
         middle, scales = self._scaled[given]
         matrix, name = self._matrix(weight), f"{given}.{weight}"
-        products = self._seen[given].about(middle) / np.outer(scales, scales)
-        self._quantise(name, matrix * scales[:, None], products)
+        self._quantise(name, matrix * scales[:, None], self._passing(given))
         shift = middle @ matrix
         bias = self._biases.get(out)
         if bias is not None:
             shift, out = shift + self._matrix(bias.input[1]), bias.output[0]
-        self._constant(f"{name}.bias", shift)
+        self._constant(f"{out}.bias", shift)
         names = [f"{given}.uint8", f"{name}.int8", "int8.most", f"{name}.step", "int8.zero"]
         # In the product itself a bias costs nothing.
-        names += ["", f"{name}.bias"]
+        names += ["", f"{out}.bias"]
         self._add("MatMulIntegerToFloat", names, out, domain=_MICROSOFT)
 
     def _quantise_fixed(self, given: str) -> None:
@@ -145,29 +146,32 @@ class _Int8:
         names = [f"{given}.even", "int8.most", "int8.zero"]
         self._add("QuantizeLinear", names, f"{given}.uint8")
 
-    def _products(self, given: str) -> np.ndarray | None:
-        """Of the rows of a tensor, as it is now."""
-        if given not in self._seen:
-            return None
-        seen, scales = self._seen[given], self._even.get(given)
-        return (seen if scales is None else seen.over(scales)).products
+    def _passing(self, given: str) -> Passing | None:
+        """How errors of the matrices that read a tensor, one after the other, are made good."""
+        if self._last is None or self._last[0] != given:
+            seen = self._seen.get(given)
+            if seen is not None and given in self._scaled:
+                products = seen.about(*self._scaled[given])
+            else:
+                products = None if seen is None else seen.products
+            self._last = given, Passing.of(products)
+        return self._last[1]
+
+    def _alone(self, given: str, weight: str) -> bool:
+        return all(node.input[0] == given for node in self._readers[weight])
 
     def _matrix(self, weight: str) -> np.ndarray:
         return numpy_helper.to_array(self._weights[weight])
 
     def _added_biases(self) -> dict[str, onnx.NodeProto]:
         """The node that adds a bias, by the product of fixed scales that only it reads."""
-        readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self._graph.node:
-            for name in names_read(node):
-                readers.setdefault(name, []).append(node)
         shown = {each.name for each in self._graph.output}
         found = {}
         for node in self._graph.node:
             fixed = node.op_type == "MatMul" and node.input[0] in self._fixed
             if not fixed or not self._is_matrix(node, 1):
                 continue
-            out, after = node.output[0], readers.get(node.output[0], [])
+            out, after = node.output[0], self._readers.get(node.output[0], [])
             if out in shown or [each.op_type for each in after] != ["Add"]:
                 continue
             bias = self._weights.get(after[0].input[1])
@@ -213,12 +217,12 @@ class _Int8:
         self._add("Gather", [f"{weight}.half", ids], f"{out}.half")
         self._add("Cast", [f"{out}.half"], out, to=TensorProto.FLOAT)
 
-    def _quantise(self, weight: str, values: np.ndarray, products: np.ndarray | None) -> None:
+    def _quantise(self, weight: str, values: np.ndarray, passing: Passing | None) -> None:
         """A matrix as int8, and the steps of its columns."""
         if f"{weight}.int8" in self._added:
             return
         steps = steps_of(values)
-        self._constant(f"{weight}.int8", rounded(values, steps, products))
+        self._constant(f"{weight}.int8", rounded(values, steps, passing))
         self._constant(f"{weight}.step", steps[0])
 
     def _add(self, kind: str, inputs: list[str], output: str, **fields: Any) -> None:
