@@ -1,10 +1,12 @@
 """Exported encoders beside the models they came from: vectors, then rankings.
 
-Bundles are exported into .work/bundles the first time; the index that the int8 bundle makes of each
-collection, and what was measured on it, are kept in .work too: a run cut short continues. Remove
-them to measure changed code. Names of collections as arguments measure those and nothing else.
+Bundles are exported into .work/bundles the first time: remove them to measure changed code. The
+index that an int8 bundle makes of each collection, and what was measured on it, are kept in .work
+under the bundle's hash: a run cut short continues. Names of collections as arguments measure those
+and nothing else.
 """
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -100,9 +102,17 @@ def parity(name: str) -> list[dict[str, Any]]:
     return found
 
 
+INT8 = BUNDLES / "minilm-int8"
+
+
+def key() -> str:
+    """What changes with the int8 bundle."""
+    return hashlib.sha256((INT8 / "model.onnx").read_bytes()).hexdigest()[:12]
+
+
 def index_by(name: str, bundle: OnnxEncoder) -> Path:
-    """The index of a collection that a bundle makes, built the first time it is needed."""
-    folder = WORK / "indexes" / f"{name}-onnx-int8"
+    """The index of a collection that the int8 bundle makes, built the first time it is needed."""
+    folder = WORK / "indexes" / f"{name}-onnx-int8-{key()}"
     if not (folder / "manifest.json").is_file():
         documents = load_beir(collection(name)).documents()
         Engine.build(documents, folder, encoder=bundle, resume=True).close()
@@ -125,13 +135,13 @@ def measured(judged: Collection, folder: Path, encoder: Any) -> dict[str, dict[s
 
 def rankings(name: str) -> list[dict[str, Any]]:
     """int8 for queries, for documents, and for both, against the model, on one collection."""
-    found: list[dict[str, Any]] = stage(DONE / f"{name}.json", lambda: _rankings(name))
+    found: list[dict[str, Any]] = stage(DONE / f"{name}-{key()}.json", lambda: _rankings(name))
     return found
 
 
 def _rankings(name: str) -> list[dict[str, Any]]:
     judged = load_beir(collection(name))
-    bundle, model = OnnxEncoder(BUNDLES / "minilm-int8"), load_encoder("minilm", device="cpu")
+    bundle, model = OnnxEncoder(INT8), load_encoder("minilm", device="cpu")
     theirs, ours = index_of(name), index_by(name, bundle)
     known = measured(judged, theirs, model)
     found = {
@@ -156,7 +166,7 @@ def _rankings(name: str) -> list[dict[str, Any]]:
 
 def independence() -> dict[str, float]:
     """How far a text's int8 vector alone is from the same among 63 others, and longer ones."""
-    bundle = OnnxEncoder(BUNDLES / "minilm-int8")
+    bundle = OnnxEncoder(INT8)
     texts = sample_texts(300)[12:]
     longest = sorted(texts, key=len)[-63:]
     away = {"among 63 others": 0.0, "among 63 longer": 0.0}
@@ -174,7 +184,7 @@ def main() -> None:
     chosen = sys.argv[1:] or COLLECTIONS
     if not sys.argv[1:]:
         vectors = [each for name in MODELS for each in parity(name)]
-    elif not (BUNDLES / "minilm-int8").is_dir():
+    elif not INT8.is_dir():
         parity("minilm")
     changes = [each for name in chosen for each in rankings(name)]
     head = ["collection", "queries", "int8", "ranking", "fp32", "change", "p_value"]
