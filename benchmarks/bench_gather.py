@@ -6,8 +6,9 @@ stage, and of most of them under the default rerank, "tokens". `hybrid` is of de
 `e2rank adapt` has adapted to its corpus, without labels or queries: it weighs 2 to 1 with either, 4
 to 1 to 1 with both. `half tokens` is that rerank fused half and half with the first stage, where
 the default is .9 of it: .5 is the middle of what was best on four dev collections, .3 to .7.
-(What MiniLM's untrained prompts do is in bench-rerank.) The p values are of paired permutation
-tests on nDCG@10. What is done is kept in .work, so a run cut short continues.
+`listwise` is a prompt of the first 20, which MiniLM was not trained to read; its cosines order all
+100. The p values are of paired permutation tests on nDCG@10. What is done is kept in .work, so a
+run cut short continues.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """From an encoder on PyTorch to a bundle that is refused unless it agrees."""
 
 import importlib.metadata
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -38,8 +37,6 @@ from e2rank.encoders.torch import TorchEncoder
 
 Precision = Literal["fp32", "fp16", "int8"]
 
-_log = logging.getLogger("e2rank")
-
 _PACKAGES = ("e2rank", "torch", "transformers", "onnx", "onnxruntime")
 
 # Texts beside the real ones that int8 is set by; each is read as a query too.
@@ -63,8 +60,8 @@ def export_onnx(
         encoder: on the CPU.
         folder: new or empty.
         precision: "fp32"; "int8" for CPUs; "fp16" for GPUs.
-        texts: to compare on; several hundred made-up ones of all lengths unless given. The scales
-            of int8 are of both.
+        texts: to compare on; several hundred made-up ones of all lengths unless given. int8 is
+            set by some of both, and by paragraphs that are in the package.
     Returns:
         The parity report.
     Raises:
@@ -134,9 +131,11 @@ def _write(encoder: TorchEncoder, side: Path, precision: Precision, texts: Seque
 def _calibration(words: Wording, texts: Sequence[str]) -> list[Tokens]:
     """What int8 is set by: real texts, some of those given, and some of every length."""
     paragraphs, questions = real_texts()
-    made_up = sample_texts()
-    own = [text for text in dict.fromkeys(texts) if text not in set(made_up)]
-    some = [text for each in (made_up, own) for text in each[:: max(1, len(each) // _CALIBRATED)]]
+    made_up = dict.fromkeys(sample_texts())
+    own = [text for text in dict.fromkeys(texts) if text not in made_up]
+    some = [
+        text for each in ([*made_up], own) for text in each[:: max(1, len(each) // _CALIBRATED)]
+    ]
     return [
         *words.documents([*paragraphs, *some]),
         *words.queries([*questions, *(text[:60] for text in some)]),
