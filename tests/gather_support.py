@@ -7,10 +7,12 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from e2rank import Document, Engine, Hits
 from e2rank.documents import SparseVectors
 from e2rank.encoders import Encoding
 from e2rank.encoders.hashing import HashingEncoder
@@ -128,3 +130,20 @@ def dense_score(query: str, text: str) -> float:
     """The cosine of their vectors."""
     read = HashingEncoder(64).encode_documents([query, text]).vectors
     return float(read[0] @ read[1])
+
+
+def two_segments(where: Path, documents: list[Document], *more: Document) -> None:
+    """Build an index of abstracts of three years, some deleted, one twice, and an empty one."""
+    dated = [
+        Document(each.id, each.text, each.title, {"year": place % 3})
+        for place, each in enumerate(documents[:40])
+    ]
+    with Engine.build(dated[:25], where, Words()) as built:
+        twin = Document("twin", dated[2].text, dated[2].title, {"year": 0})
+        built.add([*dated[25:], twin, *more, Document("empty", "", metadata={"year": 0})])
+        built.delete([dated[0].id, dated[30].id])
+
+
+def ids(hits: Hits) -> list[str]:
+    """The ids in order."""
+    return [hit.id for hit in hits]

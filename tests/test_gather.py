@@ -11,12 +11,14 @@ from gather_support import (
     HEAT,
     Words,
     dense_score,
+    ids,
     late_score,
     sparse_score,
+    two_segments,
     words_of,
 )
 
-from e2rank import Document, Engine, Hits
+from e2rank import Document, Engine
 from e2rank.encoders import Encoding
 from e2rank.fusion import reciprocal_ranks, standard_scores
 from e2rank.gather import Gathered, GivenList, Hybrid
@@ -34,14 +36,7 @@ SCORES: dict[str, Callable[[str, str], float]] = {
 def folder(documents: list[Document], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two segments: abstracts of three years, some deleted, one twice, and an empty one."""
     where = tmp_path_factory.mktemp("gather") / "index"
-    dated = [
-        Document(each.id, each.text, each.title, {"year": place % 3})
-        for place, each in enumerate(documents[:40])
-    ]
-    with Engine.build(dated[:25], where, Words()) as built:
-        twin = Document("twin", dated[2].text, dated[2].title, {"year": 0})
-        built.add([*dated[25:], twin, Document("empty", "", metadata={"year": 0})])
-        built.delete([dated[0].id, dated[30].id])
+    two_segments(where, documents)
     return where
 
 
@@ -50,11 +45,6 @@ def engine(folder: Path) -> Iterator[Engine]:
     """An engine over them, made anew as its encoder counts."""
     with Engine.open(folder, Words()) as opened:
         yield opened
-
-
-def ids(hits: Hits) -> list[str]:
-    """The ids in order."""
-    return [hit.id for hit in hits]
 
 
 def agrees(engine: Engine, name: str, query: str, k: int, year: int | None) -> None:

@@ -7,9 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gather_support import FLUTTER, HEAT, Words, dense_score, late_score, words_of
+from gather_support import (
+    FLUTTER,
+    HEAT,
+    Words,
+    dense_score,
+    ids,
+    late_score,
+    two_segments,
+    words_of,
+)
 
-from e2rank import Document, Engine, Hits, MaxSim
+from e2rank import Document, Engine, MaxSim
 from e2rank.encoders import Encoding
 from e2rank.errors import IndexFormatError
 from e2rank.gather import DenseGatherer, Gathered, Hybrid
@@ -22,15 +31,8 @@ WITHIN = Hybrid(("sparse", "dense"), weights=(1.0, 2.0), within=True)
 def folder(documents: list[Document], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two segments: abstracts of three years, some deleted, one twice, and an empty one."""
     where = tmp_path_factory.mktemp("within") / "index"
-    dated = [
-        Document(each.id, each.text, each.title, {"year": place % 3})
-        for place, each in enumerate(documents[:40])
-    ]
-    with Engine.build(dated[:25], where, Words()) as built:
-        twin = Document("twin", dated[2].text, dated[2].title, {"year": 0})
-        lone = Document("lone", "the zugzwang", metadata={"year": 0})
-        built.add([*dated[25:], twin, lone, Document("empty", "", metadata={"year": 0})])
-        built.delete([dated[0].id, dated[30].id])
+    lone = Document("lone", "the zugzwang", metadata={"year": 0})
+    two_segments(where, documents, lone)
     return where
 
 
@@ -45,11 +47,6 @@ def asked(engine: Engine) -> list[str]:
     """The queries that the encoder has read."""
     found: list[str] = engine.encoder.asked  # type: ignore[attr-defined]
     return found
-
-
-def ids(hits: Hits) -> list[str]:
-    """The ids in order."""
-    return [hit.id for hit in hits]
 
 
 def zscores(scores: dict[str, float]) -> dict[str, float]:

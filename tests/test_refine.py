@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gather_support import FLUTTER, HEAT, Words, dense_score, late_score
+from gather_support import FLUTTER, HEAT, Words, dense_score, ids, late_score
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -132,11 +132,6 @@ def engine(folder: Path) -> Iterator[Engine]:
     """An engine over them, made anew as its encoder counts."""
     with Engine.open(folder, Words()) as opened:
         yield opened
-
-
-def ids(hits: Hits) -> list[str]:
-    """The ids in order."""
-    return [hit.id for hit in hits]
 
 
 def late_scores(engine: Engine, hits: Hits, query: str) -> np.ndarray:
