@@ -14,6 +14,7 @@ from unittest import mock
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from encoders_support import BERT, QWEN, assert_close, made, wordpiece
@@ -281,12 +282,9 @@ def test_a_second_graph_is_written_only_where_queries_are_read_otherwise(bundles
     assert graphs == [["model.onnx", "query.onnx", "sparse.onnx"], ["model.onnx"]]
 
 
-def test_threads_and_rounds_do_not_change_what_comes_out(
-    bundles: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_do_not_change_what_comes_out(bundles: Path) -> None:
     folder = exported("adapted", "fp32", bundles)
     one = OnnxEncoder(folder, threads=1).encode_documents(TEXTS)
-    monkeypatch.setattr("e2rank.encoders.onnx.runtime._ROUND", 9)
     several = OnnxEncoder(folder, threads=3).encode_documents(TEXTS)
     np.testing.assert_allclose(several.vectors, one.vectors, rtol=0, atol=1e-6)
     assert [each.shape for each in several.token_vectors] == [
@@ -304,7 +302,7 @@ def test_weights_that_do_not_fit_into_the_graph_lie_beside_it(
     assert (tmp_path / "model.onnx.data").stat().st_size > 1_000_000
     feed = [[Tokens([5, 6, 7], range(3), 3, False)]]
     found, other = (
-        started(folder).run(["vectors"], feed, [None])[0][0] for folder in (tmp_path, known)
+        next(started(folder).run(["vectors"], feed, [None]))[0] for folder in (tmp_path, known)
     )
     np.testing.assert_array_equal(found, other)
 
@@ -519,9 +517,9 @@ def test_int8_is_set_by_real_texts_and_all_lengths_whatever_is_given(
 ) -> None:
     read, real = list[list[Tokens]](), export.observed
 
-    def noted(model: Any, names: Any, texts: list[Tokens]) -> Any:
+    def noted(model: Any, names: Any, texts: list[Tokens], **more: Any) -> Any:
         read.append(texts)
-        return real(model, names, texts)
+        return real(model, names, texts, **more)
 
     monkeypatch.setattr(export, "observed", noted)
     monkeypatch.setattr(export, "graph_of", graph_of)
@@ -573,6 +571,24 @@ def test_the_folder_says_what_it_is(bundles: Path) -> None:
     graph = (folder / "model.onnx").read_bytes()
     for module in (command, torch):
         assert str(Path(module.__file__ or "").parents[1]).encode() not in graph
+
+
+def test_a_provider_that_leaves_the_work_to_the_cpu_is_named(
+    bundles: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # It comes with onnxruntime for CPUs, and runs no node of ours.
+    other = "AzureExecutionProvider"
+    if other not in onnxruntime.get_available_providers():
+        pytest.skip(f"onnxruntime here has no {other}")
+    folder = exported("soft", "fp32", bundles)
+    OnnxEncoder(folder)
+    assert not [each for each in caplog.records if "does not run" in each.message]
+    OnnxEncoder(folder, provider=other)
+    [said] = [each.message for each in caplog.records if "does not run" in each.message]
+    nodes = onnx.load(folder / "model.onnx").graph.node
+    normal = sum(node.op_type == "LayerNormalization" for node in nodes)
+    assert f"{other} does not run all of it" in said
+    assert f"{normal} of LayerNormalization" in said
 
 
 @pytest.mark.parametrize("name", ["adapted", "soft"])
@@ -631,8 +647,8 @@ def test_a_batch_without_padding_is_read_as_one_with(bundles: Path) -> None:
     folder = exported("soft", "fp32", bundles)
     graph = started(folder)
     short, long = (Tokens([5] * size, range(size), size, False) for size in (4, 9))
-    alone = graph.run(["vectors"], [[short]], [None])[0][0]
-    padded = graph.run(["vectors"], [[short, long]], [None])[0][0]
+    alone = next(graph.run(["vectors"], [[short]], [None]))[0]
+    padded = next(graph.run(["vectors"], [[short, long]], [None]))[0]
     np.testing.assert_allclose(padded[:1], alone, rtol=0, atol=1e-6)
 
 

@@ -1,12 +1,11 @@
 """What is done to an exported graph: each change by its definition, on graphs of a few nodes."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from graph_support import WIDTH, copied, drawn, floats, read, run, watched
 from onnx import TensorProto, helper, numpy_helper
 
 from e2rank.encoders.onnx import observed as observing
@@ -16,37 +15,9 @@ from e2rank.encoders.onnx.observed import Seen, observed
 from e2rank.encoders.onnx.quantise import to_int8
 from e2rank.encoders.onnx.reshaping import names_read, without_double_reshapes
 from e2rank.encoders.onnx.rounding import Passing, rounded, steps_of
-from e2rank.encoders.onnx.sessions import CPU
 from e2rank.encoders.onnx.smoothing import channel_scales, even_out
 from e2rank.encoders.onnx.wanted import heads_when_wanted
 from e2rank.encoders.tokens import Tokens
-
-WIDTH = 64
-
-
-def floats(name: str, *shape: Any) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-
-def drawn(
-    nodes: list[onnx.NodeProto],
-    weights: dict[str, np.ndarray],
-    inputs: list[onnx.ValueInfoProto],
-    outputs: list[onnx.ValueInfoProto],
-) -> onnx.ModelProto:
-    """A graph whose nodes the exporter might have written for a transformer."""
-    for node in nodes:
-        scopes = node.metadata_props.add()
-        scopes.key, scopes.value = "pkg.torch.onnx.name_scopes", "['', 'model', 'model.layer']"
-    tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]
-    graph = helper.make_graph(nodes, "drawn", inputs, outputs, tensors)
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
-
-
-def run(model: onnx.ModelProto, *names: str, **feed: np.ndarray) -> list[np.ndarray]:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=[CPU])
-    return [np.asarray(each) for each in session.run(list(names), feed)]
 
 
 def block(inner: str = "biased", shown: Sequence[str] = ("vectors", "biased")) -> onnx.ModelProto:
@@ -70,10 +41,6 @@ def block(inner: str = "biased", shown: Sequence[str] = ("vectors", "biased")) -
     ]
     outputs = [floats(name, "n", "t", None) for name in shown]
     return drawn(nodes, weights, [floats("x", "n", "t", WIDTH)], outputs)
-
-
-def read(seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((3, 7, WIDTH)).astype(np.float32)
 
 
 def seen(x: np.ndarray, share: float = 1.0) -> dict[str, Seen]:
@@ -189,7 +156,10 @@ def test_what_is_observed_is_of_every_token_and_of_no_padding(
     before = model.SerializeToString()
     texts = [Tokens(ids, range(len(ids)), len(ids), False) for ids in ([1, 2, 7], [3], [2, 4])]
     assert observed(model, [], texts) == {}
+    [only] = observed(model, [], texts, ranges=["words"]).values()
+    assert only.products is None
     found = observed(model, ["words", "vectors"], texts)
+    np.testing.assert_array_equal(only.high, found["words"].high)
     assert model.SerializeToString() == before
     # Token 0 is that of padding, 5, 6 and 8 are in no text.
     read = table[[1, 2, 7, 3, 2, 4]]
@@ -200,7 +170,7 @@ def test_what_is_observed_is_of_every_token_and_of_no_padding(
         np.testing.assert_array_equal(given.high, rows.max(0))
         shares = [np.abs(row) / np.linalg.norm(row) for row in rows]
         np.testing.assert_allclose(given.share, np.max(shares, axis=0), rtol=1e-5)
-        about = given.about(middle, scales)
+        about = given.over(scales, middle).products
         if memory == 0:
             assert given.products is None
             assert about is None
@@ -221,14 +191,18 @@ def test_rows_of_zeros_have_no_say_and_numbers_that_are_none_are_refused() -> No
             Seen.of(rows)
 
 
-def test_what_divided_channels_would_hold_is_known_without_a_look() -> None:
+def test_what_moved_and_divided_channels_would_hold_is_known_without_a_look() -> None:
     rows = np.random.default_rng(0).standard_normal((20, WIDTH)).astype(np.float32)
-    scales = np.linspace(0.5, 2, WIDTH)
-    over, weights = Seen.of(rows).over(scales), 1 / (rows**2).sum(1)
-    products = sum(w * np.outer(row, row) for w, row in zip(weights, rows / scales, strict=True))
-    np.testing.assert_allclose(over.products, products, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(over.low, (rows / scales).min(0), rtol=1e-5)
-    np.testing.assert_allclose(over.high, (rows / scales).max(0), rtol=1e-5)
+    scales, middle = np.linspace(0.5, 2, WIDTH), np.linspace(-1, 1, WIDTH)
+    for less in (np.zeros(WIDTH), middle):
+        over, weights = Seen.of(rows).over(scales, less), 1 / (rows**2).sum(1)
+        now = (rows - less) / scales
+        products = sum(w * np.outer(row, row) for w, row in zip(weights, now, strict=True))
+        np.testing.assert_allclose(over.products, products, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(over.total, weights @ now, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(over.low, now.min(0), rtol=1e-5)
+        np.testing.assert_allclose(over.high, now.max(0), rtol=1e-5)
+    np.testing.assert_array_equal(Seen.of(rows).over(scales).low, (rows / scales).min(0))
 
 
 def gated(far: float = 30.0) -> onnx.ModelProto:
@@ -259,23 +233,6 @@ def gated(far: float = 30.0) -> onnx.ModelProto:
     return drawn(
         nodes, weights, [floats("x", "n", "t", WIDTH)], [floats("vectors", "n", "t", WIDTH)]
     )
-
-
-def watched(model: onnx.ModelProto, x: np.ndarray) -> dict[str, Seen]:
-    """What the inputs of a graph's layers held."""
-    shown, names = copied(model), layer_inputs(model)
-    shown.graph.output.extend(floats(name, "n", "t", None) for name in names)
-    rows = run(shown, *names, x=x)
-    return {
-        name: Seen.of(each.reshape(-1, each.shape[-1]))
-        for name, each in zip(names, rows, strict=True)
-    }
-
-
-def copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
 
 
 def test_evening_out_changes_weights_and_no_result() -> None:

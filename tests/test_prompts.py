@@ -188,6 +188,22 @@ def test_a_text_over_budget_loses_its_end_and_keeps_its_end_token(kind: str, tex
     assert (whole.cut, cut.cut) == (False, True)
 
 
+@pytest.mark.parametrize("text", [abstracts(1)[0], "wing [SEP] lift " * 99, "é\U0001f600漢 " * 99])
+def test_a_text_over_budget_without_a_prefix_keeps_its_first_tokens(text: str) -> None:
+    whole, cut, prefixed = (
+        Wording(wordpiece(), dataclasses.replace(BERT, **changes)).documents([text])[0]
+        for changes in (
+            {"document_tokens": 9999},
+            {"document_tokens": 20},
+            {"document_tokens": 22, "document_prefix": "the wing "},
+        )
+    )
+    assert cut.ids == [*whole.ids[:19], whole.ids[-1]]
+    # Beside a prefix the text is found by where its tokens stand.
+    assert prefixed.ids[3:] == cut.ids[1:]
+    assert (whole.cut, cut.cut, prefixed.cut) == (False, True, True)
+
+
 def test_a_budget_without_room_for_the_text_is_refused() -> None:
     wording = Wording(byte_pairs(), dataclasses.replace(E2RANK, query_tokens=5))
     with pytest.raises(ValueError, match="budget of 5 tokens has no room"):

@@ -48,7 +48,8 @@ class Wording:
 
     def terms(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of bare texts: no prefix, no special tokens, nothing cut."""
-        return [each.ids for each in self._pieces(texts)]
+        read = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [each.ids for each in read]
 
     def special(self) -> frozenset[int]:
         """Ids of tokens that stand for no text, such as those that open and close one."""
@@ -97,15 +98,19 @@ class Wording:
         return Tokens(asked.ids + [0] * count, positions, n, asked.cut, range(n, n + count))
 
     def _fit(self, texts: Sequence[str], before: str, after: str, budget: int) -> list[Tokens]:
-        pieces = self._tokenizer.encode_batch([f"{before}{text}{after}" for text in texts])
-        kept = [
-            each.ids if len(each.ids) <= budget else _drop(each, len(before), len(text), budget)
-            for each, text in zip(pieces, texts, strict=True)
-        ]
-        return [
-            Tokens(ids, range(len(ids)), len(ids), len(ids) < len(each.ids))
-            for ids, each in zip(kept, pieces, strict=True)
-        ]
+        # Where each token stands costs a quarter of the time, and shows a prefix from the text.
+        located = bool(before or after)
+        encode = self._tokenizer.encode_batch if located else self._tokenizer.encode_batch_fast
+        fitted = []
+        for text, each in zip(
+            texts, encode([f"{before}{text}{after}" for text in texts]), strict=True
+        ):
+            ids = each.ids
+            if over := max(0, len(ids) - budget):
+                own = _standing_for(each, len(before), len(text)) if located else _unadded(each)
+                ids = _without_last(ids, own, over)
+            fitted.append(Tokens(ids, range(len(ids)), len(ids), over > 0))
+        return fitted
 
     def _turn(self, query: str, documents: Sequence[str]) -> Tokens:
         """Decoder family: cut the texts, then tokenise the whole prompt as training did."""
@@ -155,20 +160,29 @@ class Wording:
         return self._tokenizer.encode(text, add_special_tokens=special).ids
 
 
-def _drop(pieces: Pieces, start: int, length: int, budget: int) -> list[int]:
-    """The ids without the last of the tokens that stand for text[start : start + length]."""
-    over = len(pieces.ids) - budget
-    own = [
-        position
-        for position, (begin, end) in enumerate(pieces.offsets)
+def _standing_for(pieces: Pieces, start: int, length: int) -> list[int]:
+    """Places of the tokens that stand for text[start : start + length]."""
+    return [
+        place
+        for place, (begin, end) in enumerate(pieces.offsets)
         if begin >= start and begin < end <= start + length
     ]
+
+
+def _unadded(pieces: Pieces) -> list[int]:
+    """Places of the tokens but those that open or close a text."""
+    return [place for place, added in enumerate(pieces.special_tokens_mask) if not added]
+
+
+def _without_last(ids: list[int], own: Sequence[int], over: int) -> list[int]:
+    """The ids without the last `over` of those at the places `own`."""
     if len(own) <= over:
         raise ValueError(
-            f"a budget of {budget} tokens has no room for the text between its prefix and suffix"
+            f"a budget of {len(ids) - over} tokens has no room for the text between its prefix and "
+            "suffix"
         )
     gone = set(own[-over:])
-    return [id_ for position, id_ in enumerate(pieces.ids) if position not in gone]
+    return [id_ for place, id_ in enumerate(ids) if place not in gone]
 
 
 def _head(text: str, pieces: Pieces, cap: int) -> str:

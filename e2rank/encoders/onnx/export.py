@@ -28,6 +28,7 @@ from e2rank.encoders.onnx.quantise import to_int8
 from e2rank.encoders.onnx.reshaping import without_double_reshapes
 from e2rank.encoders.onnx.runtime import OnnxEncoder
 from e2rank.encoders.onnx.samples import real_texts, sample_texts
+from e2rank.encoders.onnx.scoring import attention_inputs, even_scores
 from e2rank.encoders.onnx.sparse_graph import sparse_graph_of
 from e2rank.encoders.onnx.unpadded import without_mask_where_unpadded
 from e2rank.encoders.onnx.wanted import heads_when_wanted
@@ -145,14 +146,17 @@ def _calibration(words: Wording, texts: Sequence[str]) -> list[Tokens]:
 def _save_graph(
     model: onnx.ModelProto, path: Path, precision: Precision, read: Sequence[Tokens]
 ) -> None:
+    evened: list[str] = []
     if precision == "fp16":
         model = to_float16(model)
     elif precision == "int8":
-        model = to_int8(model, observed(model, layer_inputs(model), read))
+        seen = observed(model, layer_inputs(model), read, ranges=attention_inputs(model))
+        evened = even_scores(model, seen)
+        model = to_int8(model, seen)
     _forget_source(model)
     model = without_double_reshapes(model)
     if precision != "fp16":
-        model = heads_when_wanted(without_mask_where_unpadded(model))
+        model = heads_when_wanted(without_mask_where_unpadded(model, evened))
     write_graph(model, path)
 
 

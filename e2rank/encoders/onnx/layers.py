@@ -1,6 +1,8 @@
-"""Which nodes of an exported graph are the linear layers of its transformer."""
+"""Which nodes of an exported graph are the layers of its transformer."""
 
 import ast
+import math
+from collections.abc import Mapping, Sequence
 
 import onnx
 
@@ -9,16 +11,27 @@ from e2rank.encoders.onnx.reshaping import names_read
 _BODY = "model"
 """The module that is the transformer itself, and none of its heads."""
 
+MASK = 4
+"""Which input of a MultiHeadAttention is the mask."""
+
+
+LEAST = 1024
+"""Weights that a matrix must have to be worth another form."""
+
 
 def layer_inputs(model: onnx.ModelProto) -> list[str]:
     """Names of what a transformer's linear layers read, first ones first."""
-    matrices = {each.name for each in model.graph.initializer}
-    names = [
-        node.input[0]
-        for node in model.graph.node
-        if node.op_type == "MatMul" and node.input[1] in matrices and in_body(node)
-    ]
-    return list(dict.fromkeys(names))
+    shapes = {each.name: list(each.dims) for each in model.graph.initializer}
+    layers = [node for node in model.graph.node if is_layer(node, shapes)]
+    return list(dict.fromkeys(node.input[0] for node in layers))
+
+
+def is_layer(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a node is a linear layer of the transformer, by the shapes of the graph's weights."""
+    if node.op_type != "MatMul" or not in_body(node):
+        return False
+    shape = shapes.get(node.input[1], ())
+    return len(shape) == 2 and math.prod(shape) >= LEAST
 
 
 def in_body(node: onnx.NodeProto) -> bool:
@@ -28,6 +41,12 @@ def in_body(node: onnx.NodeProto) -> bool:
             scopes = ast.literal_eval(each.value)
             return any(scope == _BODY or scope.startswith(f"{_BODY}.") for scope in scopes)
     return False
+
+
+def is_two_way(node: onnx.NodeProto) -> bool:
+    """Whether a node is an attention of every token to all others, and has a mask of padding."""
+    causal = any(each.name == "unidirectional" and each.i for each in node.attribute)
+    return node.op_type == "MultiHeadAttention" and len(node.input) > MASK and not causal
 
 
 def readers_of(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:

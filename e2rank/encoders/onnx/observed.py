@@ -73,31 +73,32 @@ class Seen:
         if self.products is not None:
             self.products += more.products
 
-    def over(self, scales: np.ndarray) -> "Seen":
-        """What the rows would hold if each channel were divided by a number above 0.
+    def over(self, scales: np.ndarray, middle: np.ndarray | float = 0.0) -> "Seen":
+        """What the rows would hold less `middle`, then divided by `scales`, above 0, by channel.
 
         Their weights stay as they are, and `share` too.
         """
+        middle = np.broadcast_to(middle, self.total.shape)
         products = self.products
+        if products is not None:
+            crossed = np.outer(middle, self.total)
+            products = products - crossed - crossed.T + self.weight * np.outer(middle, middle)
+            products = products / np.outer(scales, scales)
         return replace(
             self,
-            low=self.low / scales,
-            high=self.high / scales,
-            total=self.total / scales,
-            products=None if products is None else products / np.outer(scales, scales),
+            low=(self.low - middle) / scales,
+            high=(self.high - middle) / scales,
+            total=(self.total - self.weight * middle) / scales,
+            products=products,
         )
-
-    def about(self, middle: np.ndarray, scales: np.ndarray) -> np.ndarray | None:
-        """`products` of the rows less a (width,) vector, then divided by (width,) scales."""
-        if self.products is None:
-            return None
-        crossed = np.outer(middle, self.total)
-        products = self.products - crossed - crossed.T + self.weight * np.outer(middle, middle)
-        return np.asarray(products / np.outer(scales, scales))
 
 
 def observed(
-    model: onnx.ModelProto, names: Sequence[str], texts: Sequence[Tokens]
+    model: onnx.ModelProto,
+    names: Sequence[str],
+    texts: Sequence[Tokens],
+    *,
+    ranges: Sequence[str] = (),
 ) -> dict[str, Seen]:
     """What tensors of a float32 graph hold while it reads texts, each alone: no padding counts.
 
@@ -105,26 +106,29 @@ def observed(
         model: it is left as it is.
         names: of (..., width) float32 tensors.
         texts: at least one.
+        ranges: of more such tensors, without their products.
     Raises:
         ValueError: if a tensor holds a NaN or an infinity.
     """
-    if not names:
+    every = [*names, *ranges]
+    if not every:
         # onnxruntime takes no names for all.
         return {}
     seen: dict[str, Seen] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "watched.onnx"
-        _showing(model, names, path)
+        _showing(model, every, path)
         graph = Graph(Sessions(path, provider=CPU, threads=None), "right")
+        # A text at a time: what all of them hold at once would not fit into memory.
         for each in texts:
-            [arrays] = graph.run(names, [[each]], [None])
-            fits = sum(8 * array.shape[-1] ** 2 for array in arrays) <= _MEMORY
-            for name, values in zip(names, arrays, strict=True):
+            [arrays] = graph.run(every, [[each]], [None])
+            fits = sum(8 * array.shape[-1] ** 2 for array in arrays[: len(names)]) <= _MEMORY
+            for place, (name, values) in enumerate(zip(every, arrays, strict=True)):
                 rows = values.reshape(-1, values.shape[-1])
                 if name in seen:
                     seen[name].add(rows)
                 else:
-                    seen[name] = Seen.of(rows, products=fits)
+                    seen[name] = Seen.of(rows, products=fits and place < len(names))
     return seen
 
 

@@ -33,9 +33,6 @@ from e2rank.errors import EncodingError
 
 _log = logging.getLogger("e2rank")
 
-# Batches whose results are put in their places at a time.
-_ROUND = 64
-
 
 class OnnxEncoder:
     """A bundle behind the methods of `TorchEncoder`, with the fingerprint of what was exported.
@@ -204,17 +201,14 @@ class OnnxEncoder:
         tokens = [np.zeros((0, 0), dtype=np.float32)] * len(texts) if place_of_tokens else []
         rows: dict[int, Row] = {}
         groups = graph.groups(texts)
-        rounds = [groups[start : start + _ROUND] for start in range(0, len(groups), _ROUND)]
-        for some in with_progress(rounds, what):
-            shown = [_chosen(soft, group) for group in some]
-            words = [[texts[place] for place in group] for group in some]
-            read = graph.run(names, words, shown, sparse)
-            for group, arrays in zip(some, read, strict=True):
-                vectors[group] = arrays[0]
-                for each in place_of_tokens:
-                    self._place(tokens, arrays[each], texts, group)
-                if sparse is not None:
-                    rows.update(zip(group, arrays[-1], strict=True))
+        words = [[texts[place] for place in group] for group in groups]
+        read = graph.run(names, words, [_chosen(soft, group) for group in groups], sparse)
+        for arrays, group in zip(read, with_progress(groups, what), strict=True):
+            vectors[group] = arrays[0]
+            for each in place_of_tokens:
+                self._place(tokens, arrays[each], texts, group)
+            if sparse is not None:
+                rows.update(zip(group, arrays[-1], strict=True))
         bad = ~np.isfinite(vectors).all(axis=1)
         if bad.any():
             raise EncodingError(

@@ -1,6 +1,8 @@
 """Sessions of onnxruntime: started as asked, or not at all."""
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +12,8 @@ import numpy as np
 
 from e2rank.encoders.onnx.bundle import BundleError
 from e2rank.errors import MissingExtra
+
+_log = logging.getLogger("e2rank")
 
 CPU = "CPUExecutionProvider"
 
@@ -21,6 +25,9 @@ _DEVICES = {
 
 # A second session reads batches beside each other, where its weights are cheap to hold twice.
 _TWICE = 500_000_000
+
+# What most of a transformer's time goes into. Shapes are worked out on the CPU beside any GPU.
+_WORK = ("MatMul", "Attention", "Gemm", "LayerNormalization", "Softmax", "elu")
 
 # Two additions and a normalisation take less time than the one node made of them.
 _SLOWER_ON_CPU = ["SkipLayerNormFusion"]
@@ -90,6 +97,8 @@ class Sessions:
         options.log_severity_level = 3
         if self.on_cpu:
             options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        else:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
             session = runtime.InferenceSession(
                 str(self._path),
@@ -108,7 +117,31 @@ class Sessions:
                 f"{self._provider} did not start and onnxruntime fell back to {found}; check its "
                 "drivers, or pass provider='CPUExecutionProvider'"
             )
+        if not self.on_cpu and (left := left_to_cpu(session)):
+            words = ", ".join(f"{count} of {kind}" for kind, count in sorted(left.items()))
+            _log.warning(
+                "%s: %s does not run all of it, and the CPU is left with %s; export it in another "
+                "precision, or pass provider='CPUExecutionProvider'",
+                self._path,
+                self._provider,
+                words,
+            )
         return session
+
+
+def left_to_cpu(session: Any) -> Counter[str]:
+    """How many nodes of each kind that takes time a session runs on the CPU.
+
+    It is known where the session was told to record it; older versions of onnxruntime cannot.
+    """
+    assigned: Sequence[Any] = getattr(session, "get_provider_graph_assignment_info", tuple)()
+    return Counter(
+        node.op_type
+        for part in assigned
+        if part.ep_name == CPU
+        for node in part.get_nodes()
+        if any(each in node.op_type for each in _WORK)
+    )
 
 
 def _onnxruntime(provider: str) -> Any:

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
-from e2rank.encoders.onnx.layers import layer_inputs, readers_of
+from e2rank.encoders.onnx.editing import Editing
+from e2rank.encoders.onnx.layers import layer_inputs
 from e2rank.encoders.onnx.observed import Seen
 
 # Of what a far channel's range costs, the share that its weights bear.
 _SMOOTH = 0.85
 
-# Activations may reach a twentieth further than any did on the texts of the export.
-_SPARE = 1.05
+SPARE = 1.05
+"""Activations may reach a twentieth further than any did on the texts of the export."""
 
 
 def channel_scales(reach: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
@@ -35,7 +35,7 @@ def channel_scales(reach: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarr
     rows = np.max([np.abs(each).max(axis=1) for each in weights], axis=0)
     rows = np.maximum(rows, max(float(rows.max()) * 1e-3, 1e-12))
     scales = reach**_SMOOTH / rows ** (1 - _SMOOTH)
-    return (scales * (reach / scales).max() * _SPARE).astype(np.float32)
+    return (scales * (reach / scales).max() * SPARE).astype(np.float32)
 
 
 def even_out(model: onnx.ModelProto, seen: Mapping[str, Seen]) -> dict[str, Seen]:
@@ -50,67 +50,43 @@ def even_out(model: onnx.ModelProto, seen: Mapping[str, Seen]) -> dict[str, Seen
     Returns:
         What they hold now.
     """
-    graph = _Weights(model)
-    scales = {name: graph.even(name, seen[name]) for name in layer_inputs(model) if name in seen}
+    edit = Editing(model)
+    scales = {name: _even(edit, name, seen[name]) for name in layer_inputs(model) if name in seen}
     return {
         name: each if (own := scales.get(name)) is None else each.over(own)
         for name, each in seen.items()
     }
 
 
-class _Weights:
-    """The weights of a graph, changed for one reader and no other."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._graph = model.graph
-        self._weights = {each.name: each for each in model.graph.initializer}
-        self._makers = {name: node for node in model.graph.node for name in node.output}
-        self._readers = readers_of(model)
-        self._shown = {each.name for each in model.graph.output}
-
-    def even(self, name: str, seen: Seen) -> np.ndarray | None:
-        """Even out one tensor, if it can be; what its channels were divided by."""
-        maker, readers = self._makers.get(name), self._readers.get(name, [])
-        if maker is None or maker.op_type != "Mul" or name in self._shown:
-            return None
-        if not all(self._multiplies(node) and node.input[0] == name for node in readers):
-            return None
-        matrices = [self._array(node.input[1]) for node in readers]
-        factor = self._factor(maker, matrices[0].shape[0])
-        if factor is None:
-            return None
-        scales = channel_scales(seen.share, matrices)
-        node, place = factor
-        self._change(node, place, self._array(node.input[place]) / scales, name)
-        for reader, matrix in zip(readers, matrices, strict=True):
-            self._change(reader, 1, matrix * scales[:, None], name)
-        return scales
-
-    def _factor(self, maker: onnx.NodeProto, width: int) -> tuple[onnx.NodeProto, int] | None:
-        """The node, and its input, that hold weights which may be divided by channel."""
-        for place, name in enumerate(maker.input):
-            weight = self._weights.get(name)
-            if weight is not None and list(weight.dims) == [width]:
-                return maker, place
-            before = self._makers.get(name)
-            alone = len(self._readers.get(name, [])) == 1 and name not in self._shown
-            if before is not None and alone and self._multiplies(before):
-                return before, 1
+def _even(edit: Editing, name: str, seen: Seen) -> np.ndarray | None:
+    """Even out one tensor, if it can be; what its channels were divided by."""
+    maker, readers = edit.makers.get(name), edit.readers.get(name, [])
+    if maker is None or maker.op_type != "Mul" or edit.shown(name):
         return None
+    if not all(_multiplies(edit, node) and node.input[0] == name for node in readers):
+        return None
+    matrices = [edit.array(node.input[1]) for node in readers]
+    factor = _factor(edit, maker, matrices[0].shape[0])
+    if factor is None:
+        return None
+    scales = channel_scales(seen.share, matrices)
+    node, place = factor
+    edit.change(node, place, edit.array(node.input[place]) / scales)
+    for reader, matrix in zip(readers, matrices, strict=True):
+        edit.change(reader, 1, matrix * scales[:, None])
+    return scales
 
-    def _multiplies(self, node: onnx.NodeProto) -> bool:
-        weight = self._weights.get(node.input[1]) if node.op_type == "MatMul" else None
-        return weight is not None and len(weight.dims) == 2
 
-    def _array(self, name: str) -> np.ndarray:
-        return numpy_helper.to_array(self._weights[name])
+def _factor(edit: Editing, maker: onnx.NodeProto, width: int) -> tuple[onnx.NodeProto, int] | None:
+    """The node, and its input, that hold weights which may be divided by channel."""
+    for place, name in enumerate(maker.input):
+        if edit.shapes.get(name) == [width]:
+            return maker, place
+        before = edit.makers.get(name)
+        if before is not None and edit.read_once(name) and _multiplies(edit, before):
+            return before, 1
+    return None
 
-    def _change(self, node: onnx.NodeProto, place: int, values: np.ndarray, name: str) -> None:
-        """Give one input of a node other weights; what other nodes read stays as it is."""
-        given = node.input[place]
-        own = given if len(self._readers[given]) == 1 else f"{name}.{given}.smooth"
-        tensor = numpy_helper.from_array(np.ascontiguousarray(values), own)
-        if own not in self._weights:
-            self._weights[own] = self._graph.initializer.add()
-        self._weights[own].CopyFrom(tensor)
-        node.input[place] = own
+
+def _multiplies(edit: Editing, node: onnx.NodeProto) -> bool:
+    return node.op_type == "MatMul" and len(edit.shapes.get(node.input[1], [])) == 2

@@ -1,6 +1,6 @@
 """The graph of a transformer, fed with batches of token sequences."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from e2rank.encoders.onnx.sparse import SparseGraph
 from e2rank.encoders.tokens import Tokens
 
 # A batch of this size keeps a CPU's kernels busy and stays in its cache.
-_CPU_TOKENS = 512
+_CPU_TOKENS = 256
 _GPU_TOKENS = 65_536
 
 
@@ -59,8 +59,8 @@ class Graph:
         many: Sequence[Sequence[Tokens]],
         soft: Sequence[Soft | None],
         sparse: SparseGraph | None = None,
-    ) -> list[list[Any]]:
-        """The arrays of these names for each batch, several batches at a time if there are many.
+    ) -> Iterator[list[Any]]:
+        """The arrays of these names for each batch, several read at a time if there are many.
 
         With `sparse` the last name is that of its states: in place of this large array stand the
         terms and weights of each text.
@@ -78,12 +78,13 @@ class Graph:
             return made
 
         if not beside:
-            return [one(*each) for each in zip(many, soft, strict=True)]
+            yield from map(one, many, soft)
+            return
         if sparse is not None:
             # Started here, not by several threads at once.
             _ = sparse.sessions.bulk
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(one, many, soft))
+            yield from pool.map(one, many, soft)
 
     def _feed(
         self, names: Sequence[str], texts: Sequence[Tokens], soft: Soft | None

@@ -1,0 +1,106 @@
+"""Attention whose queries and keys are multiplied as int8."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from e2rank.encoders.onnx.editing import Editing
+from e2rank.encoders.onnx.layers import is_two_way
+from e2rank.encoders.onnx.observed import Seen
+from e2rank.encoders.onnx.smoothing import SPARE
+
+_MICROSOFT = "com.microsoft"
+
+
+def attention_inputs(model: onnx.ModelProto) -> list[str]:
+    """Names of the queries and the keys of attention that looks both ways."""
+    return [name for node in model.graph.node if is_two_way(node) for name in node.input[:2]]
+
+
+def even_scores(model: onnx.ModelProto, seen: Mapping[str, Seen]) -> list[str]:
+    """Bring queries and keys of attention into -1..1; `model` gives the same.
+
+    The matrices and biases that make them take up the scales, and attention's own scale the rest.
+    Keys lie about the middle of their range: what all keys share moves all scores of a query alike,
+    and softmax takes no notice.
+
+    Args:
+        model: float32; its weights change.
+        seen: what its `attention_inputs` held.
+    Returns:
+        Names of what the attention gives for which it is done: where a matrix and a bias make each.
+    """
+    edit = Editing(model)
+    found = [node for node in model.graph.node if is_two_way(node)]
+    return [node.output[0] for node in found if _even(edit, node, seen)]
+
+
+def _even(edit: Editing, node: onnx.NodeProto, seen: Mapping[str, Seen]) -> bool:
+    queries, keys = (seen.get(name) for name in node.input[:2])
+    layers = [each for name in node.input[:2] if (each := edit.layer_making(name))]
+    scale = next((each for each in node.attribute if each.name == "scale"), None)
+    if queries is None or keys is None or scale is None or len(layers) < 2:
+        return False
+    middle = (keys.low + keys.high) / 2
+    reaches = [np.maximum(-queries.low, queries.high), (keys.high - keys.low) / 2]
+    reaches = [SPARE * np.maximum(each, 1e-6 * each.max() + 1e-12) for each in reaches]
+    products = reaches[0] * reaches[1]
+    for layer, reach, less in zip(layers, reaches, (0 * middle, middle), strict=True):
+        # Of any channel a query's number times a key's is then the same share of what it was.
+        scales = reach * np.sqrt(products.max() / products)
+        product, total, place = layer.product, layer.sum, layer.place
+        bias = edit.array(total.input[place])
+        edit.change(product, 1, edit.array(product.input[1]) / scales)
+        edit.change(total, place, (bias - less) / scales)
+    scale.f *= float(products.max())
+    return True
+
+
+def int8_attention(node: onnx.NodeProto, output: str, *, masked: bool) -> onnx.GraphProto:
+    """A graph that gives what an attention gives, its scores products of int8.
+
+    Args:
+        node: one of onnxruntime's MultiHeadAttention, whose queries and keys lie in -1..1.
+        output: name of what the graph gives, (n, t, heads, width of a head) float32.
+        masked: whether some tokens are padding.
+    """
+    fields = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+    weights: dict[str, np.ndarray] = {
+        "step": np.array(1 / 127, np.float32),
+        "zero": np.array(128, np.uint8),
+        "none": np.array(0, np.int8),
+        "scale": np.array(fields["scale"] / 127, np.float32),
+        "apart": np.array([0, 0, fields["num_heads"], -1], np.int64),
+    }
+    given = dict(zip(("q", "k", "v", "", "mask"), node.input, strict=True))
+    nodes: list[onnx.NodeProto] = []
+
+    def add(kind: str, inputs: str, made: str, domain: str = "", **fields: Any) -> None:
+        names = [given.get(each, f"{output}.{each}") for each in inputs.split()]
+        made = f"{output}.{made}" if made else output
+        nodes.append(helper.make_node(kind, names, [made], made, domain=domain, **fields))
+
+    add("QuantizeLinear", "q step zero", "queries")
+    add("QuantizeLinear", "k step none", "keys")
+    for name in ("queries", "keys", "v"):
+        add("Reshape", f"{name} apart", f"{name}.apart")
+        order = [0, 2, 3, 1] if name == "keys" else [0, 2, 1, 3]
+        add("Transpose", f"{name}.apart", f"{name}.heads", perm=order)
+    add("MatMulIntegerToFloat", "queries.heads keys.heads step scale zero", "scores", _MICROSOFT)
+    if masked:
+        weights |= {"one": np.array(1, np.float32), "far": np.array(1e9, np.float32)}
+        weights["axes"] = np.array([1, 2], np.int64)
+        add("Cast", "mask", "kept", to=TensorProto.FLOAT)
+        add("Sub", "kept one", "lost")
+        add("Mul", "lost far", "less")
+        add("Unsqueeze", "less axes", "lower")
+        add("Add", "scores lower", "lowered")
+    add("Softmax", "lowered" if masked else "scores", "shares", axis=-1)
+    add("MatMul", "shares v.heads", "heads")
+    add("Transpose", "heads", "", perm=[0, 2, 1, 3])
+    tensors = [numpy_helper.from_array(each, f"{output}.{name}") for name, each in weights.items()]
+    value = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+    return helper.make_graph(nodes, output, [], [value], tensors)
