@@ -1,13 +1,14 @@
 """What encoding costs, by every way to run MiniLM: texts, one query, a cold start, memory.
 
-Every way is a process of its own, and all read the same abstracts at their natural lengths, a part
-at a time, in turns and in another order each round, so that a busy machine is busy for all. Read
-the ratios. The ONNX peers run where `make onnx-peers` has installed them and are left out
-elsewhere. Then searches with the int8 bundle take turns with PyTorch's encode of the same query.
-Bundles are exported into .work/bundles if they are not there yet. What was measured is kept in
+Every way is a process of its own, and all read the same texts at their natural lengths, a part at a
+time, in turns and in another order each round, so that a busy machine is busy for all: abstracts of
+SciFact, most of which the model cuts, and passages of DL19, which it reads whole. Read the ratios.
+The ONNX peers run where `make onnx-peers` has installed them and are left out elsewhere. Then
+searches with the int8 bundle take turns with PyTorch's encode of the same query. Bundles are
+exported into .work/bundles if they are not there yet. What was measured is kept in
 .work/bench-encode: a run cut short continues; remove it to measure changed code.
 
-    python benchmarks/bench_encode.py [--texts 600]
+    python benchmarks/bench_encode.py [--texts 1000]
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import islice
 from pathlib import Path
@@ -29,6 +31,7 @@ from search_cost import COLLECTION, ordering, searching
 from stages import stage
 from workers import Worker, in_turns
 
+from e2rank.encoders.onnx import OnnxEncoder
 from e2rank.evaluate import load_beir
 
 DONE = WORK / "bench-encode"
@@ -36,7 +39,8 @@ REFERENCE = "sentence-transformers"
 PART = 200
 """Texts a call: one batch of fastembed's 256, and room for the others to sort by length."""
 
-ALL, ASKED = 3 * PART, 100
+ALL, ASKED = 5 * PART, 100
+COLLECTIONS = (COLLECTION, "trec-dl19-pool")
 PRECISIONS = ("fp32", "fp16", "int8")
 
 # Packages that a way to run needs and the others do not.
@@ -87,8 +91,11 @@ def peers_versions() -> dict[str, str]:
     return found
 
 
-def encoding(names: Sequence[str], texts: list[str], queries: list[str]) -> dict[str, Any]:
+def encoding(names: Sequence[str], source: str, count: int) -> dict[str, Any]:
     """What every way takes for documents, for a query, to start, and in memory."""
+    judged = load_beir(collection(source))
+    texts = [each.body for each in islice(judged.documents(), count)]
+    queries = list(judged.queries.values())[:ASKED]
     with ExitStack() as stack:
         workers = {name: stack.enter_context(started(name)) for name in names}
         calls = {name: each.seconds for name, each in workers.items()}
@@ -110,19 +117,21 @@ def encoding(names: Sequence[str], texts: list[str], queries: list[str]) -> dict
         for name, each in workers.items()
     ]
     return {
-        "collection": COLLECTION,
+        "collection": source,
         "texts": len(texts),
         "texts_a_call": PART,
         "queries": len(queries),
         "threads": len(os.sched_getaffinity(0)),
         "ways": found,
-        "not_run": [name for name in OTHERS if name not in names],
-        "peers": peers_versions(),
-        "installed_mb": {name: installed_mb(packages) for name, packages in NEEDS.items()},
-        "bundle_mb": {
-            each.name: sum(file.stat().st_size for file in each.iterdir()) / 1e6
-            for each in sorted(BUNDLES.glob("minilm-*"))
-        },
+    } | lengths(texts)
+
+
+def lengths(texts: list[str]) -> dict[str, float]:
+    """Tokens of a text as the model reads it, and the share of texts that it cuts."""
+    read = OnnxEncoder(BUNDLES / "minilm-fp32").words.documents(texts)
+    return {
+        "mean_tokens": float(np.mean([len(each.ids) for each in read])),
+        "cut": float(np.mean([each.cut for each in read])),
     }
 
 
@@ -175,22 +184,35 @@ def main() -> None:
     given = parser.parse_args()
     if "OMP_NUM_THREADS" in os.environ:
         raise SystemExit("OMP_NUM_THREADS holds back PyTorch and not onnxruntime; unset it")
-    judged = load_beir(collection(COLLECTION))
-    texts = [each.body for each in islice(judged.documents(), given.texts)]
-    queries = list(judged.queries.values())[:ASKED]
+    queries = list(load_beir(collection(COLLECTION)).queries.values())[:ASKED]
     ensure_bundles(PRECISIONS)
     DONE.mkdir(parents=True, exist_ok=True)
     names = ways()
-    fields = stage(DONE / f"encode-{given.texts}.json", lambda: encoding(names, texts, queries))
-    table(fields["ways"])
-    search = stage(DONE / "search.json", lambda: searching(queries))
+    read = []
+    for each in COLLECTIONS:
+        file = DONE / f"{each}-{given.texts}.json"
+        read.append(stage(file, partial(encoding, names, each, given.texts)))
+        table(read[-1]["ways"])
+    search = stage(DONE / "search.json", lambda: searching(queries, DONE / "errors.log"))
     table(search["ways"])
     orders = stage(DONE / "orders.json", lambda: ordering(queries))
     table(orders["rankings"])
-    print(fields["peers"], fields["installed_mb"], fields["bundle_mb"])
     if given.texts >= ALL:
         what = "encoding with MiniLM on CPU: each way beside the others"
-        save("encode", what, fields | {"search": search, "orders": orders})
+        save("encode", what, {"encoding": read, "search": search, "orders": orders} | sizes(names))
+
+
+def sizes(names: Sequence[str]) -> dict[str, Any]:
+    """What was not run, versions of what was, and what installations and bundles take."""
+    return {
+        "not_run": [name for name in OTHERS if name not in names],
+        "peers": peers_versions(),
+        "installed_mb": {name: installed_mb(packages) for name, packages in NEEDS.items()},
+        "bundle_mb": {
+            each.name: sum(file.stat().st_size for file in each.iterdir()) / 1e6
+            for each in sorted(BUNDLES.glob("minilm-*"))
+        },
+    }
 
 
 if __name__ == "__main__":

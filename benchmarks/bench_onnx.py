@@ -23,7 +23,7 @@ from e2rank.encoders.load import load_trained
 from e2rank.encoders.onnx import OnnxEncoder, export_onnx
 from e2rank.encoders.onnx.export import Precision
 from e2rank.encoders.onnx.gate import ExportRefused
-from e2rank.encoders.onnx.samples import sample_texts
+from e2rank.encoders.onnx.samples import real_texts, sample_texts
 from e2rank.encoders.presets import e2rank_contract, load_encoder, local_model
 from e2rank.encoders.torch import TorchEncoder
 from e2rank.evaluate import Collection, load_beir, per_query, permutation_test
@@ -38,8 +38,9 @@ RANKINGS: dict[str, dict[str, Any]] = {
     "rerank": {"rerank": True},
 }
 
-# A decoder reads five texts a second on two cores.
-TEXTS = {"minilm": 200, "bge-small": 100, "smollm2": 30, "tiny-qwen3": 200}
+# Made-up texts, paragraphs and questions, each at most so many: a decoder reads five texts a second
+# on two cores.
+TEXTS = {"minilm": 300, "bge-small": 100, "smollm2": 20, "tiny-qwen3": 200}
 
 
 def tiny_qwen3() -> TorchEncoder:
@@ -76,6 +77,13 @@ MODELS: dict[str, Any] = {
 }
 
 
+def texts_of(name: str) -> list[str]:
+    """What a model is compared on with its exports."""
+    count = TEXTS[name]
+    paragraphs, questions = real_texts()
+    return [*sample_texts(count), *paragraphs[:count], *questions[:count]]
+
+
 def parity(name: str) -> list[dict[str, Any]]:
     """The gate's report of every precision of a model, read from its bundle if there is one."""
     folders = {each: BUNDLES / f"{name}-{each}" for each in PRECISIONS}
@@ -89,7 +97,7 @@ def parity(name: str) -> list[dict[str, Any]]:
     for precision, folder in folders.items():
         if precision in missing:
             try:
-                export_onnx(model, folder, precision=precision, texts=sample_texts(TEXTS[name]))
+                export_onnx(model, folder, precision=precision, texts=texts_of(name))
             except ExportRefused as error:
                 found.append({"model": name, "precision": precision, "refused": str(error)})
                 print(name, precision, error, flush=True)

@@ -145,15 +145,12 @@ def peak_mb() -> float:
     raise RuntimeError("/proc/self/status has no VmHWM; run this on Linux")
 
 
-def main() -> None:
-    """Answer until there are no more lines."""
-    if sys.argv[1] == "--prepare":
-        prepare()
-        return
+def answer(start: Callable[[], Encode]) -> None:
+    """Start one way, and answer until there are no more lines."""
     # Whatever a library prints must not stand between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    encode = (OURS | OTHERS)[sys.argv[1]]()
+    encode = start()
     for line in sys.stdin:
         texts = json.loads(line)
         begun = time.perf_counter()
@@ -161,6 +158,14 @@ def main() -> None:
         seconds = time.perf_counter() - begun
         shown = np.asarray(vectors[:SHOWN], dtype=np.float64).tolist()
         print(json.dumps([seconds, peak_mb(), shown]), file=answers, flush=True)
+
+
+def main() -> None:
+    """Encode as one way does, or prepare."""
+    if sys.argv[1] == "--prepare":
+        prepare()
+        return
+    answer((OURS | OTHERS)[sys.argv[1]])
 
 
 if __name__ == "__main__":

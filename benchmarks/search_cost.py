@@ -1,21 +1,28 @@
 """Searches with the int8 bundle: what they cost beside an encode, and whether they order as torch.
 
+    python benchmarks/search_cost.py WAY
+
+is a process that answers as encode_peer.py does, for a search. Each way has one of its own, and
+those that wait are stopped: their threads would spin beside the one that is measured.
+
 A prompt of vectors takes an adapter that was trained for it. Where `make prompts` has not written
 one, one is trained here for a single step on made-up labels: it takes as long, and ranks like a
 model that has learned nothing.
 """
 
 import json
-import time
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bundles import BUNDLES, ensure_bundle
+from encode_peer import Encode, answer
 from harness import ROOT, WORK, collection, command, index_of
-from workers import in_turns
+from workers import Worker, in_turns
 
 from e2rank import Engine
 from e2rank.encoders.onnx import OnnxEncoder
@@ -66,52 +73,58 @@ def bundles() -> tuple[Path, Path]:
     return BUNDLES / "minilm-int8", folder
 
 
-def searching(queries: Sequence[str]) -> dict[str, Any]:
+def searcher(prompted: bool, **how: Any) -> Encode:
+    """Searches of the collection's index with an int8 bundle."""
+    engine = Engine.open(index_of(COLLECTION), encoder=OnnxEncoder(bundles()[prompted]))
+    return lambda queries: engine.search(queries[0], **how)
+
+
+def alone(call: Callable[[list[str]], Any]) -> Encode:
+    """The same, for its time alone: nothing is given back."""
+
+    def took(queries: list[str]) -> list[Any]:
+        call(queries)
+        return []
+
+    return took
+
+
+REFERENCE = "torch, query encode alone"
+
+WAYS: dict[str, Callable[[], Encode]] = {
+    REFERENCE: lambda: load_encoder("minilm", device="cpu").encode_queries,
+    "int8, query encode alone": lambda: OnnxEncoder(bundles()[0]).encode_queries,
+    "int8, search without rerank": lambda: searcher(False, rerank=False),
+    "int8, sparse search": lambda: searcher(False, rerank=False, gather="sparse"),
+    "int8, rerank by tokens": lambda: searcher(False, **TOKENS),
+    "int8, prompt of vectors": lambda: searcher(True, **VECTORS),
+    "int8, prompt of texts": lambda: searcher(False, **TEXTS),
+}
+
+
+def searching(queries: Sequence[str], log: Path) -> dict[str, Any]:
     """Milliseconds of searches with the int8 bundle beside PyTorch's encode of the same query."""
-    index, model = index_of(COLLECTION), load_encoder("minilm", device="cpu")
-    bundle, prompted = map(OnnxEncoder, bundles())
-    plain = Engine.open(index, encoder=bundle)
-    vectors = Engine.open(index, encoder=prompted)
-    reference = "torch, query encode alone"
-    calls: dict[str, Callable[[str], Any]] = {
-        reference: lambda query: model.encode_queries([query]),
-        "int8, query encode alone": lambda query: bundle.encode_queries([query]),
-        "int8, search without rerank": lambda query: plain.search(query, rerank=False),
-        "int8, sparse search": lambda query: plain.search(query, rerank=False, gather="sparse"),
-        "int8, rerank by tokens": lambda query: plain.search(query, **TOKENS),
-        "int8, prompt of vectors": lambda query: vectors.search(query, **VECTORS),
-        "int8, prompt of texts": lambda query: plain.search(query, **TEXTS),
-    }
-    for call in calls.values():
-        call(queries[0])
-    some = queries[:TIMED]
-    taken = in_turns({name: timed(call) for name, call in calls.items()}, some)
+    some = [[query] for query in queries[:TIMED]]
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(name, log, "search_cost.py")) for name in WAYS}
+        taken = in_turns({name: each.seconds for name, each in workers.items()}, some)
+    with Engine.open(index_of(COLLECTION), encoder=OnnxEncoder(bundles()[0])) as engine:
+        documents = len(engine)
     return {
-        "documents": len(plain),
+        "documents": documents,
         "queries": len(some),
         "candidates": 100,
         "vectors_trained_by": adapter()[1],
         "ways": [
             {
                 "way": name,
-                "p50_ms": float(np.median(each)),
-                "p95_ms": float(np.percentile(each, 95)),
-                "to_torch_encode": float(np.median(np.divide(each, taken[reference]))),
+                "p50_ms": 1000 * float(np.median(each)),
+                "p95_ms": 1000 * float(np.percentile(each, 95)),
+                "to_torch_encode": float(np.median(np.divide(each, taken[REFERENCE]))),
             }
             for name, each in taken.items()
         ],
     }
-
-
-def timed(call: Callable[[str], Any]) -> Callable[[str], float]:
-    """Milliseconds that a call takes."""
-
-    def took(query: str) -> float:
-        begun = time.perf_counter()
-        call(query)
-        return 1000 * (time.perf_counter() - begun)
-
-    return took
 
 
 def ordering(queries: Sequence[str]) -> dict[str, Any]:
@@ -149,3 +162,7 @@ def agreement(
         kept.append(len({*one} & {*other}) / len(one))
         same.append(one[0] == other[0])
     return {"top10_kept": float(np.mean(kept)), "same_first": float(np.mean(same))}
+
+
+if __name__ == "__main__":
+    answer(lambda: alone(WAYS[sys.argv[1]]()))

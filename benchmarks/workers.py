@@ -1,4 +1,4 @@
-"""Ways to do a thing that take turns, and processes of encode_peer.py among them."""
+"""Ways to do a thing that take turns, and processes that do it among them."""
 
 import json
 import signal
@@ -35,20 +35,21 @@ def in_turns(
 
 
 class Worker:
-    """A process that encodes in one way; `with` ends it."""
+    """A process that encodes, or searches, in one way; `with` ends it."""
 
-    def __init__(self, name: str, log: Path) -> None:
-        """Start it and wait for the vector of its first query.
+    def __init__(self, name: str, log: Path, script: str = "encode_peer.py") -> None:
+        """Start it and wait for the answer to its first query.
 
         Args:
             name: of the way.
             log: file that what it writes on stderr is added to.
+            script: which knows the way.
         """
         self.name, self.log, self.peak_mb = name, log, 0.0
         self.vectors = np.zeros((0, 0))
         """(n, dim) float64 of the first texts of its last call, at most `SHOWN`."""
         python = PEERS if name in OTHERS else sys.executable
-        words: list[str | Path] = [python, ROOT / "benchmarks" / "encode_peer.py", name]
+        words: list[str | Path] = [python, ROOT / "benchmarks" / script, name]
         begun = time.perf_counter()
         with log.open("a", encoding="utf-8") as errors:
             pipe = subprocess.PIPE
@@ -68,7 +69,7 @@ class Worker:
         self._process.communicate()
 
     def seconds(self, texts: Sequence[str]) -> float:
-        """What it takes to encode these texts, measured there."""
+        """What its way takes with these texts, measured there."""
         to, answers = self._process.stdin, self._process.stdout
         if to is None or answers is None:
             raise RuntimeError(f"{self.name} was started without pipes")

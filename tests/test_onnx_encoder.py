@@ -27,7 +27,7 @@ from e2rank.cli import export as command
 from e2rank.cli.commands import app
 from e2rank.encoders import onnx as package
 from e2rank.encoders.onnx import BundleError, OnnxEncoder, export, gate, sessions, writing
-from e2rank.encoders.onnx.bundle import Bundle
+from e2rank.encoders.onnx.bundle import Bundle, in_words
 from e2rank.encoders.onnx.gate import BOUNDS, ExportRefused
 from e2rank.encoders.onnx.graph import Parts, Whole
 from e2rank.encoders.onnx.overlap import cosines, kept10, table
@@ -652,6 +652,49 @@ def test_a_batch_without_padding_is_read_as_one_with(bundles: Path) -> None:
     np.testing.assert_allclose(padded[:1], alone, rtol=0, atol=1e-6)
 
 
+def judgment(change: float) -> dict[str, Any]:
+    """What `replaced` gives."""
+    moved = {"after": 0.5 + change, "change": change, "p_value": 0.25}
+    same = {"after": 0.5, "change": 0.0, "p_value": 1.0}
+    fields = {"collection": "wings", "split": "test", "count": 7, "measure": "nDCG@10"}
+    return fields | {"before": 0.5, "queries": same, "all": moved}
+
+
+def test_what_an_export_does_to_rankings_is_kept_and_said_when_it_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+
+    def judge(model: Any, found: Any) -> dict[str, Any]:
+        asked.append((model.name, type(found)))
+        return judgment(-0.0005)
+
+    monkeypatch.setattr(export, "graph_of", graph_of)
+    monkeypatch.setattr(gate, "compare", lambda model, found, texts, bounds: dict(REPORT))
+    monkeypatch.setattr(export, "_card", lambda bundle, report: in_words(report["judged"]))
+    with one_parts("soft"):
+        report = export.export_onnx(encoder("soft"), tmp_path / "bundle", judge=judge)
+    assert asked == [("tiny", OnnxEncoder)]
+    assert report["judged"] == judgment(-0.0005)
+    caplog.set_level("INFO", logger="e2rank")
+    OnnxEncoder(tmp_path / "bundle")
+    said = (
+        "nDCG@10 on 7 queries of wings 0.5000 by the model, 0.5000 with the export's queries "
+        "(p 1), 0.4995 with all its vectors (p 0.25)"
+    )
+    assert caplog.messages[-1].endswith(said)
+    assert (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8") == said
+
+
+@pytest.mark.parametrize("precision", list(BOUNDS))
+def test_an_export_that_ranks_worse_is_refused(precision: Any) -> None:
+    bounds = BOUNDS[precision]
+    gate.check_judged(judgment(-0.9 * bounds.loss), bounds)
+    gate.check_judged(judgment(0.3), bounds)
+    with pytest.raises(ExportRefused, match=r"on 7 queries of wings its nDCG@10 is 0\.4"):
+        gate.check_judged(judgment(-0.02), bounds)
+
+
 def test_the_command_exports_the_encoder_of_an_index(
     tmp_path: Path, bundles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -673,8 +716,32 @@ def test_the_command_exports_the_encoder_of_an_index(
     out = str(tmp_path / "bundle")
     done = CliRunner().invoke(app, ["export", str(tmp_path / "index"), "--out", out])
     assert done.exit_code == 0, done.output
-    assert asked == [("tiny", "cpu"), ("tiny", {"precision": "fp32", "texts": None})]
+    plain = {"precision": "fp32", "texts": None, "judge": None}
+    assert asked == [("tiny", "cpu"), ("tiny", plain)]
     assert "the least cosine to its vectors is 1.000000" in " ".join(done.output.split())
+
+
+def test_the_command_measures_an_export_on_a_judged_collection(
+    tmp_path: Path, bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toy" / "qrels").mkdir(parents=True)
+    lines = [json.dumps({"_id": str(n), "text": text}) for n, text in enumerate(TEXTS[12:30])]
+    (tmp_path / "toy" / "corpus.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "toy" / "queries.jsonl").write_text('{"_id": "q", "text": "a wing"}')
+    (tmp_path / "toy" / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq\t3\t1")
+    made_before = exported("soft", "fp32", bundles)
+
+    def write(given: Any, out: Path, *, judge: Any, **_: Any) -> dict[str, Any]:
+        report = json.loads((made_before / "parity.json").read_text(encoding="utf-8"))
+        return report | {"judged": judge(given, OnnxEncoder(made_before))}
+
+    monkeypatch.setattr(command, "load_encoder", lambda name, device: encoder("soft"))
+    monkeypatch.setattr(export, "export_onnx", write)
+    words = ["export", "any", "--out", "b", "--judged", str(tmp_path / "toy"), "--split", "dev"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "nDCG@10 on 1 queries of toy" in " ".join(done.output.split())
+    assert "with all its vectors (p 1)" in " ".join(done.output.split())
 
 
 def test_exporting_names_the_package_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,9 @@ def test_python_blocks_run_one_after_the_other(
     # An export is compared on several hundred texts; a dozen are enough to see that it runs.
     few = samples.sample_texts()[::25]
     monkeypatch.setattr(export, "sample_texts", lambda: few)
+    monkeypatch.setattr(
+        export, "real_texts", lambda: (["A wing in a flow."], ["What lifts a wing?"])
+    )
     names: dict[str, object] = {}
     for kind, text in BLOCKS:
         if kind == "python":

@@ -1,5 +1,6 @@
 """The command that exports an encoder for production."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from e2rank.cli import options
 from e2rank.cli.commands import app
 from e2rank.cli.output import print_json
 from e2rank.encoders.presets import load_encoder
+from e2rank.evaluate import load_beir, replaced
 from e2rank.index.manifest import Manifest
 
 
@@ -21,18 +23,25 @@ def export(
     precision: Annotated[str, typer.Option(help="fp32; int8 for CPUs; fp16 for GPUs.")] = "fp32",
     texts: Annotated[
         Path | None,
-        typer.Option(help="Compare on the lines of this file, not on made-up texts."),
+        typer.Option(help="Compare on the lines of this file, not on texts of the package."),
     ] = None,
+    judged: Annotated[
+        Path | None,
+        typer.Option(help="Measure nDCG@10 before and after on this BEIR folder, too."),
+    ] = None,
+    split: options.Split = "test",
     json: options.Json = False,
 ) -> None:
     """Export an encoder to ONNX, if the export gives the vectors that the encoder gives."""
     from e2rank.encoders.onnx import export_onnx
+    from e2rank.encoders.onnx.bundle import in_words
 
+    judge = partial(replaced, load_beir(judged, split)) if judged else None
     given = texts.read_text(encoding="utf-8").splitlines() if texts else None
     # Its type, and the precision, are checked there.
     encoder: Any = load_encoder(_encoder_of(model), device="cpu")
     kind: Any = precision
-    report = export_onnx(encoder, out, precision=kind, texts=given)
+    report = export_onnx(encoder, out, precision=kind, texts=given, judge=judge)
     if json:
         print_json({"bundle": str(out)} | report)
         return
@@ -40,6 +49,8 @@ def export(
         f"{out}: {encoder.name} in {precision}; of {report['texts']} texts the least cosine to "
         f"its vectors is {report['documents']['cosine']:.6f}"
     )
+    if "judged" in report:
+        typer.echo(in_words(report["judged"]))
 
 
 def _encoder_of(model: str) -> str:

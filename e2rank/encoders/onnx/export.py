@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from e2rank.encoders.onnx.bundle import (
     TOKENIZER,
     Bundle,
     in_place_when_whole,
+    in_words,
     save_json,
 )
 from e2rank.encoders.onnx.exporting import OPSET
@@ -50,6 +52,7 @@ def export_onnx(
     *,
     precision: Precision = "fp32",
     texts: Sequence[str] | None = None,
+    judge: gate.Judge | None = None,
 ) -> dict[str, Any]:
     """Write an encoder as a bundle: graphs, tokenizer, contract and parity report.
 
@@ -61,12 +64,14 @@ def export_onnx(
         encoder: on the CPU.
         folder: new or empty.
         precision: "fp32"; "int8" for CPUs; "fp16" for GPUs.
-        texts: to compare on; several hundred made-up ones of all lengths unless given. int8 is
-            set by some of both, and by paragraphs that are in the package.
+        texts: to compare on; paragraphs of Wikipedia, questions on them and made-up texts of all
+            lengths unless given. int8 is set by those, and by some that are given.
+        judge: measures what the export does to the rankings of a judged collection:
+            `functools.partial(replaced, load_beir("scifact"))`, with `e2rank.evaluate`.
     Returns:
         The parity report.
     Raises:
-        ExportRefused: if the export gives other vectors than the encoder.
+        ExportRefused: if the export gives other vectors than the encoder, or worse rankings.
         FileExistsError: if the folder is not empty.
         ValueError: for an unknown precision, or an encoder that cannot be exported.
     """
@@ -78,14 +83,18 @@ def export_onnx(
         )
     if encoder.device.type != "cpu":
         raise ValueError("the encoder is on a GPU, in bfloat16; load it with device='cpu'")
-    given = list(texts) if texts is not None else sample_texts()
+    given = list(texts) if texts is not None else [*sample_texts(), *chain(*real_texts())]
     if len(given) < 2:
         raise ValueError(f"an export is compared on texts; expected at least 2, got {len(given)}")
     with in_place_when_whole(Path(folder)) as side:
         bundle = _write(encoder, side, precision, given)
         bundle.save(side)
         bounds = gate.BOUNDS[precision]
-        report = gate.compare(encoder, OnnxEncoder(side), given, bounds)
+        export = OnnxEncoder(side)
+        report = gate.compare(encoder, export, given, bounds)
+        if judge is not None:
+            report["judged"] = judge(encoder, export)
+            gate.check_judged(report["judged"], bounds)
         save_json(side, PARITY, report)
         (side / "README.md").write_text(_card(bundle, report), encoding="utf-8")
         bundle.save(side)
@@ -132,11 +141,10 @@ def _write(encoder: TorchEncoder, side: Path, precision: Precision, texts: Seque
 def _calibration(words: Wording, texts: Sequence[str]) -> list[Tokens]:
     """What int8 is set by: real texts, some of those given, and some of every length."""
     paragraphs, questions = real_texts()
-    made_up = dict.fromkeys(sample_texts())
-    own = [text for text in dict.fromkeys(texts) if text not in made_up]
-    some = [
-        text for each in ([*made_up], own) for text in each[:: max(1, len(each) // _CALIBRATED)]
-    ]
+    made_up = list(dict.fromkeys(sample_texts()))
+    ours = {*made_up, *paragraphs, *questions}
+    own = [text for text in dict.fromkeys(texts) if text not in ours]
+    some = [text for each in (made_up, own) for text in each[:: max(1, len(each) // _CALIBRATED)]]
     return [
         *words.documents([*paragraphs, *some]),
         *words.queries([*questions, *(text[:60] for text in some)]),
@@ -209,4 +217,6 @@ def _card(bundle: Bundle, report: dict[str, Any]) -> str:
     if bundle.sparse:
         least, kept = report["documents"]["sparse"], f"{report['sparse_top10']:.1%}"
         lines += [f"Sparse vectors: least cosine {least:.6f}; of the ten nearest {kept}.", ""]
+    if judged := report.get("judged"):
+        lines += [f"{in_words(judged)}.", ""]
     return "\n".join(lines)

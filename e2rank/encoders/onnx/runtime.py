@@ -1,11 +1,11 @@
 """An exported encoder on onnxruntime: numpy, tokenizers and no torch."""
 
-import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -17,12 +17,13 @@ from e2rank.encoders.batching import with_progress
 from e2rank.encoders.directions import Directions
 from e2rank.encoders.onnx.bundle import (
     DIRECTIONS,
-    PARITY,
     SPARSE_QUERIES,
     TOKENIZER,
     Bundle,
     BundleError,
+    in_words,
     load_contract,
+    load_report,
 )
 from e2rank.encoders.onnx.sessions import CPU, Sessions
 from e2rank.encoders.onnx.sparse import Row, SparseGraph
@@ -80,8 +81,10 @@ class OnnxEncoder:
         self._directions: Directions | None = None
         if DIRECTIONS in self.bundle.files:
             self._directions = Directions.load(self._folder / DIRECTIONS)
-        self._check_probes()
-        _log.info("%s: %s in %s", self.name, self.bundle.name, self.precision)
+        report = load_report(self._folder)
+        self._check_probes(report)
+        judged = f"; {in_words(report['judged'])}" if "judged" in report else ""
+        _log.info("%s: %s in %s%s", self.name, self.bundle.name, self.precision, judged)
 
     @cached_property
     def _sparse(self) -> SparseGraph | None:
@@ -237,17 +240,13 @@ class OnnxEncoder:
             # A copy, so that a batch's padding is not held in memory.
             tokens[place] = row[start : start + pooled].copy()
 
-    def _check_probes(self) -> None:
+    def _check_probes(self, report: Mapping[str, Any]) -> None:
         """Compare a few texts with the vectors they had where the bundle was made.
 
         Raises:
             BundleError: if they differ: some processors multiply int8 with another rounding.
         """
-        path = self._folder / PARITY
-        if not path.is_file():
-            return
-        report = json.loads(path.read_text(encoding="utf-8"))
-        probes = report["probes"]
+        probes = report.get("probes")
         if not probes:
             return
         found = self.encode_documents([each["text"] for each in probes], want=["dense"]).vectors

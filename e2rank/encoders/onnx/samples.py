@@ -1,4 +1,4 @@
-"""Texts of an export: made-up ones of every length to compare on, real ones to set int8 by."""
+"""Texts that an export is compared on and int8 is set by: real ones, and some of every length."""
 
 import json
 import random
