@@ -16,7 +16,7 @@ from harness import ROOT
 T = TypeVar("T")
 FIRST = "what is a boundary layer"
 
-# Threads of a call before, in this process, may spin a while, waiting for more work.
+# Threads of a call before may spin a while, waiting for more work.
 SETTLED_S = 0.01
 
 

@@ -1,5 +1,6 @@
 """One encoder in the place of another: what the report says, by its definition in loops."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,9 @@ from encoders_support import abstracts
 
 from e2rank.encoders import Encoding
 from e2rank.encoders.hashing import HashingEncoder
-from e2rank.evaluate import encoders, load_beir, permutation_test, replaced
+from e2rank.encoders.judged import Change, Judged
+from e2rank.errors import CorpusError
+from e2rank.evaluate import encoders, judging, load_beir, permutation_test
 
 QUERIES = {"q1": "boundary layer heat", "q2": "wing slipstream", "q3": "shock wave", "q4": "jet"}
 
@@ -73,20 +76,46 @@ def test_a_change_is_that_of_the_mean_over_queries(
         pairs = zip(QUERIES, queries, strict=True)
         return {name: gain(query, documents, collection.qrels[name]) for name, query in pairs}
 
-    report = replaced(collection, before, after)
+    judged = judging(collection)(before, after)
     known = values(asked[0], read[0])
-    assert report["before"] == pytest.approx(np.mean(list(known.values())), abs=1e-6)
-    assert (report["count"], report["collection"]) == (4, folder.name)
-    for name, documents in (("queries", read[0]), ("all", read[1])):
+    assert judged.before == pytest.approx(np.mean(list(known.values())), abs=1e-6)
+    assert (judged.count, judged.collection) == (4, folder.name)
+    for each, documents in ((judged.queries, read[0]), (judged.whole, read[1])):
         now = values(asked[1], documents)
-        assert report[name]["after"] == pytest.approx(np.mean(list(now.values())), abs=1e-6)
-        change = report[name]["after"] - report["before"]
-        assert report[name]["change"] == pytest.approx(change, abs=1e-9)
-        assert report[name]["p_value"] == pytest.approx(permutation_test(now, known))
-    assert report["all"]["change"] != report["queries"]["change"]
+        assert each.after == pytest.approx(np.mean(list(now.values())), abs=1e-6)
+        assert each.change == pytest.approx(each.after - judged.before, abs=1e-9)
+        assert each.p_value == pytest.approx(permutation_test(now, known))
+    assert judged.whole.change != judged.queries.change
+    assert Judged.of(json.loads(json.dumps(dataclasses.asdict(judged)))) == judged
 
 
-def test_an_encoder_in_its_own_place_changes_nothing(folder: Path) -> None:
-    report = replaced(load_beir(folder), HashingEncoder(64), HashingEncoder(64))
-    for name in ("queries", "all"):
-        assert report[name] == {"after": report["before"], "change": 0.0, "p_value": 1.0}
+@pytest.mark.parametrize("chunk", [7, 2000])
+def test_an_encoder_in_its_own_place_changes_nothing(
+    chunk: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoders, "_CHUNK", chunk)
+    judged = judging(load_beir(folder))(HashingEncoder(64), HashingEncoder(64))
+    assert judged.queries == judged.whole == Change(judged.before, 0.0, 1.0)
+
+
+class Alike(HashingEncoder):
+    """All documents are equally near."""
+
+    def encode_documents(self, texts: Any) -> Encoding:
+        return Encoding(np.tile(np.eye(1, 4, dtype=np.float32), (len(texts), 1)))
+
+    encode_queries = encode_documents
+
+
+def test_ties_count_against_a_ranking_also_beyond_the_tenth(folder: Path) -> None:
+    # Thirty of sixty documents are judged, some 0: of equal ones the worst come first.
+    assert judging(load_beir(folder))(Alike(4), Alike(4)).before == 0
+
+
+@pytest.mark.parametrize("lines", [[], ['{"_id": "1", "text": "a"}', '{"_id": "1", "text": "b"}']])
+def test_a_corpus_that_cannot_be_judged_is_refused_before_anything_is_read(
+    lines: list[str], folder: Path
+) -> None:
+    (folder / "corpus.jsonl").write_text("\n".join(lines))
+    with pytest.raises(CorpusError):
+        judging(load_beir(folder))

@@ -26,8 +26,9 @@ from e2rank import Document, Engine
 from e2rank.cli import export as command
 from e2rank.cli.commands import app
 from e2rank.encoders import onnx as package
+from e2rank.encoders.judged import Change, Judged
 from e2rank.encoders.onnx import BundleError, OnnxEncoder, export, gate, sessions, writing
-from e2rank.encoders.onnx.bundle import Bundle, in_words
+from e2rank.encoders.onnx.bundle import Bundle
 from e2rank.encoders.onnx.gate import BOUNDS, ExportRefused
 from e2rank.encoders.onnx.graph import Parts, Whole
 from e2rank.encoders.onnx.overlap import cosines, kept10, table
@@ -41,7 +42,7 @@ from e2rank.errors import MissingExtra
 TERMS = {"query.terms", "query.directions", "query.pull"}
 SHOWN = [tuple(TEXTS[place : place + place % 4]) for place in range(len(TEXTS))]
 
-REPORT = {"texts": 2, "top10": 1.0}
+REPORT = {"texts": 2, "top10": 1.0, "probes": []}
 
 each_encoder = pytest.mark.parametrize("name", list(ENCODERS))
 each_int8 = pytest.mark.parametrize("name", ["adapted", "soft_decoder"])
@@ -140,15 +141,16 @@ def test_int8_vectors_depend_on_no_other_text(name: str, bundles: Path) -> None:
 
 
 @each_int8
-def test_padding_moves_int8_vectors_by_less_than_a_step_of_theirs(
+def test_padding_moves_int8_vectors_no_further_than_int8_does(
     name: str, bundles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # This runtime never pads on a CPU; another may. Attention then rounds its float32 otherwise,
-    # which a step of int8 can fall to either side of.
-    small = OnnxEncoder(exported(name, "int8", bundles))
-    known = small.encode_documents(TEXTS).vectors
+    # This runtime never pads on a CPU; another may. Attention is then of float32.
+    whole, small = (OnnxEncoder(exported(name, each, bundles)) for each in ("fp32", "int8"))
+    known, alone = (each.encode_documents(TEXTS).vectors for each in (whole, small))
     monkeypatch.setattr(Graph, "groups", lambda *_: [list(range(len(TEXTS)))])
-    np.testing.assert_allclose(small.encode_documents(TEXTS).vectors, known, rtol=0, atol=2e-3)
+    padded = small.encode_documents(TEXTS).vectors
+    away = [np.linalg.norm(each - alone, axis=1).max() for each in (padded, known)]
+    assert 0 < away[0] < away[1] < 0.2
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -585,10 +587,8 @@ def test_a_provider_that_leaves_the_work_to_the_cpu_is_named(
     assert not [each for each in caplog.records if "does not run" in each.message]
     OnnxEncoder(folder, provider=other)
     [said] = [each.message for each in caplog.records if "does not run" in each.message]
-    nodes = onnx.load(folder / "model.onnx").graph.node
-    normal = sum(node.op_type == "LayerNormalization" for node in nodes)
     assert f"{other} does not run all of it" in said
-    assert f"{normal} of LayerNormalization" in said
+    assert "LayerNormalization, MatMul, MultiHeadAttention" in said
 
 
 @pytest.mark.parametrize("name", ["adapted", "soft"])
@@ -652,47 +652,68 @@ def test_a_batch_without_padding_is_read_as_one_with(bundles: Path) -> None:
     np.testing.assert_allclose(padded[:1], alone, rtol=0, atol=1e-6)
 
 
-def judgment(change: float) -> dict[str, Any]:
-    """What `replaced` gives."""
-    moved = {"after": 0.5 + change, "change": change, "p_value": 0.25}
-    same = {"after": 0.5, "change": 0.0, "p_value": 1.0}
-    fields = {"collection": "wings", "split": "test", "count": 7, "measure": "nDCG@10"}
-    return fields | {"before": 0.5, "queries": same, "all": moved}
+def judgment(queries: float, whole: float) -> Judged:
+    """What a judge may find, by the changes."""
+    changes = [Change(0.5 + change, change, 0.25) for change in (queries, whole)]
+    return Judged(
+        collection="wings",
+        split="test",
+        count=7,
+        measure="nDCG@10",
+        before=0.5,
+        queries=changes[0],
+        whole=changes[1],
+    )
 
 
-def test_what_an_export_does_to_rankings_is_kept_and_said_when_it_opens(
+def test_what_an_export_does_to_rankings_is_kept_and_logged_when_it_opens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = []
 
-    def judge(model: Any, found: Any) -> dict[str, Any]:
+    def judge(model: Any, found: Any) -> Judged:
         asked.append((model.name, type(found)))
-        return judgment(-0.0005)
+        return judgment(0, -0.0005)
 
     monkeypatch.setattr(export, "graph_of", graph_of)
-    monkeypatch.setattr(gate, "compare", lambda model, found, texts, bounds: dict(REPORT))
-    monkeypatch.setattr(export, "_card", lambda bundle, report: in_words(report["judged"]))
     with one_parts("soft"):
-        report = export.export_onnx(encoder("soft"), tmp_path / "bundle", judge=judge)
+        report = export.export_onnx(
+            encoder("soft"), tmp_path / "bundle", texts=TEXTS[12:24], judge=judge
+        )
     assert asked == [("tiny", OnnxEncoder)]
-    assert report["judged"] == judgment(-0.0005)
+    assert Judged.of(report["judged"]) == judgment(0, -0.0005)
     caplog.set_level("INFO", logger="e2rank")
     OnnxEncoder(tmp_path / "bundle")
     said = (
         "nDCG@10 on 7 queries of wings 0.5000 by the model, 0.5000 with the export's queries "
-        "(p 1), 0.4995 with all its vectors (p 0.25)"
+        "(p 0.25), 0.4995 with all its vectors (p 0.25)"
     )
     assert caplog.messages[-1].endswith(said)
-    assert (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8") == said
+    assert said in (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("precision", list(BOUNDS))
-def test_an_export_that_ranks_worse_is_refused(precision: Any) -> None:
-    bounds = BOUNDS[precision]
-    gate.check_judged(judgment(-0.9 * bounds.loss), bounds)
-    gate.check_judged(judgment(0.3), bounds)
-    with pytest.raises(ExportRefused, match=r"on 7 queries of wings its nDCG@10 is 0\.4"):
-        gate.check_judged(judgment(-0.02), bounds)
+@pytest.mark.parametrize(
+    ("queries", "whole", "named"),
+    [(-0.02, 0, "its queries"), (0, -0.02, "all its vectors"), (0, float("nan"), "all its")],
+)
+def test_an_export_that_ranks_worse_is_refused(
+    queries: float, whole: float, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "graph_of", graph_of)
+    monkeypatch.setattr(gate, "compare", lambda model, found, texts, bounds: dict(REPORT))
+    words = rf"on 7 queries of wings nDCG@10 is 0\.5000 by the model and .* with {named}"
+    with one_parts("soft"), pytest.raises(ExportRefused, match=words):
+        export.export_onnx(
+            encoder("soft"), tmp_path / "bundle", judge=lambda *_: judgment(queries, whole)
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bounds", BOUNDS.values(), ids=BOUNDS)
+def test_an_export_may_lose_what_its_bound_says(bounds: Any) -> None:
+    gate.check_judged(judgment(-0.9 * bounds.loss, 0.3), bounds)
+    with pytest.raises(ExportRefused):
+        gate.check_judged(judgment(-1.1 * bounds.loss, 0.3), bounds)
 
 
 def test_the_command_exports_the_encoder_of_an_index(
@@ -733,7 +754,7 @@ def test_the_command_measures_an_export_on_a_judged_collection(
 
     def write(given: Any, out: Path, *, judge: Any, **_: Any) -> dict[str, Any]:
         report = json.loads((made_before / "parity.json").read_text(encoding="utf-8"))
-        return report | {"judged": judge(given, OnnxEncoder(made_before))}
+        return report | {"judged": dataclasses.asdict(judge(given, OnnxEncoder(made_before)))}
 
     monkeypatch.setattr(command, "load_encoder", lambda name, device: encoder("soft"))
     monkeypatch.setattr(export, "export_onnx", write)
@@ -742,6 +763,9 @@ def test_the_command_measures_an_export_on_a_judged_collection(
     assert done.exit_code == 0, done.output
     assert "nDCG@10 on 1 queries of toy" in " ".join(done.output.split())
     assert "with all its vectors (p 1)" in " ".join(done.output.split())
+    alone = CliRunner().invoke(app, ["export", "any", "--out", "b", "--split", "dev"])
+    assert isinstance(alone.exception, ValueError)
+    assert "--split is of the collection of --judged" in str(alone.exception)
 
 
 def test_exporting_names_the_package_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

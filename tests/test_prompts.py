@@ -8,6 +8,8 @@ import pytest
 from encoders_support import abstracts, at_most, byte_pairs, qwen, wordpiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.processors import RobertaProcessing
 
 from e2rank.contract import Contract
 from e2rank.encoders.presets import e2rank_contract
@@ -202,6 +204,22 @@ def test_a_text_over_budget_without_a_prefix_keeps_its_first_tokens(text: str) -
     # Beside a prefix the text is found by where its tokens stand.
     assert prefixed.ids[3:] == cut.ids[1:]
     assert (whole.cut, cut.cut, prefixed.cut) == (False, True, True)
+
+
+@pytest.mark.parametrize("prefix", ["", "the wing "])
+def test_a_text_over_budget_loses_its_end_blanks_and_all(prefix: str) -> None:
+    # RoBERTa's tokenizers say of blanks that they stand for no character.
+    tokenizer = Tokenizer.from_str(byte_pairs().to_str())
+    closing = ("</s>", tokenizer.token_to_id("<|endoftext|>"))
+    opening = ("<s>", tokenizer.token_to_id("<|im_start|>"))
+    tokenizer.post_processor = RobertaProcessing(closing, opening, trim_offsets=True)
+    text = "lift    and    drag   at a    wing   " * 20
+    changes = {"document_prefix": prefix, "document_tokens": 30}
+    whole, cut = (
+        Wording(tokenizer, dataclasses.replace(BERT, **each)).documents([text])[0]
+        for each in (changes | {"document_tokens": 9999}, changes)
+    )
+    assert cut.ids == [*whole.ids[:29], closing[1]]
 
 
 def test_a_budget_without_room_for_the_text_is_refused() -> None:

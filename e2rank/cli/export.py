@@ -1,6 +1,5 @@
 """The command that exports an encoder for production."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +8,9 @@ import typer
 from e2rank.cli import options
 from e2rank.cli.commands import app
 from e2rank.cli.output import print_json
+from e2rank.encoders.judged import Judged
 from e2rank.encoders.presets import load_encoder
-from e2rank.evaluate import load_beir, replaced
+from e2rank.evaluate import judging, load_beir
 from e2rank.index.manifest import Manifest
 
 
@@ -29,14 +29,17 @@ def export(
         Path | None,
         typer.Option(help="Measure nDCG@10 before and after on this BEIR folder, too."),
     ] = None,
-    split: options.Split = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Of --judged: whose judgments; test unless given.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Export an encoder to ONNX, if the export gives the vectors that the encoder gives."""
     from e2rank.encoders.onnx import export_onnx
-    from e2rank.encoders.onnx.bundle import in_words
 
-    judge = partial(replaced, load_beir(judged, split)) if judged else None
+    if split and not judged:
+        raise ValueError("--split is of the collection of --judged, and there is none; give one")
+    judge = judging(load_beir(judged, split or "test")) if judged else None
     given = texts.read_text(encoding="utf-8").splitlines() if texts else None
     # Its type, and the precision, are checked there.
     encoder: Any = load_encoder(_encoder_of(model), device="cpu")
@@ -50,7 +53,7 @@ def export(
         f"its vectors is {report['documents']['cosine']:.6f}"
     )
     if "judged" in report:
-        typer.echo(in_words(report["judged"]))
+        typer.echo(Judged.of(report["judged"]).in_words())
 
 
 def _encoder_of(model: str) -> str:

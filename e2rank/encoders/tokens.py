@@ -162,10 +162,12 @@ class Wording:
 
 def _standing_for(pieces: Pieces, start: int, length: int) -> list[int]:
     """Places of the tokens that stand for text[start : start + length]."""
+    offsets = pieces.offsets
+    # Of a blank some tokenizers say that it stands for no character: it counts by where it is.
     return [
         place
-        for place, (begin, end) in enumerate(pieces.offsets)
-        if begin >= start and begin < end <= start + length
+        for place in _unadded(pieces)
+        if start <= offsets[place][0] <= offsets[place][1] <= start + length
     ]
 
 

@@ -1,7 +1,7 @@
 """Measuring a search on judged collections, so that every claim has a number and a p value."""
 
 from e2rank.evaluate.collection import Collection, load_beir
-from e2rank.evaluate.encoders import replaced
+from e2rank.evaluate.encoders import judging
 from e2rank.evaluate.measures import MEASURES, mean, per_query
 from e2rank.evaluate.protocol import Answer, ListRanker, Ranker, evaluate, evaluate_lists
 from e2rank.evaluate.report import Report, Row
@@ -20,12 +20,12 @@ __all__ = [
     "deltas",
     "evaluate",
     "evaluate_lists",
+    "judging",
     "load_beir",
     "mean",
     "per_query",
     "permutation_test",
     "read_qrels",
     "read_run",
-    "replaced",
     "write_run",
 ]

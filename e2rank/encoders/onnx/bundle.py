@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -112,17 +112,6 @@ def load_report(folder: Path) -> dict[str, Any]:
         return {}
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return report
-
-
-def in_words(judged: Mapping[str, Any]) -> str:
-    """What a report says of the rankings of a judged collection, in one line."""
-    queries, whole = judged["queries"], judged["all"]
-    return (
-        f"{judged['measure']} on {judged['count']} queries of {judged['collection']} "
-        f"{judged['before']:.4f} by the model, {queries['after']:.4f} with the export's queries "
-        f"(p {queries['p_value']:.2g}), {whole['after']:.4f} with all its vectors "
-        f"(p {whole['p_value']:.2g})"
-    )
 
 
 def save_json(folder: Path, name: str, fields: dict[str, Any]) -> None:

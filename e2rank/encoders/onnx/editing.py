@@ -51,10 +51,14 @@ class Editing:
 
     def layer(self, product: onnx.NodeProto) -> Layer | None:
         """The layer of a product with a matrix; None if no bias is added, or it is read twice."""
-        out, width = product.output[0], self.shapes.get(product.input[1], [])[1:]
-        if not self.read_once(out) or (after := self.readers[out][0]).op_type != "Add":
+        out, shape = product.output[0], self.shapes.get(product.input[1], [])
+        if len(shape) != 2 or not self.read_once(out):
             return None
-        places = [place for place, name in enumerate(after.input) if self.shapes.get(name) == width]
+        after = self.readers[out][0]
+        if after.op_type != "Add":
+            return None
+        biases = [self.shapes.get(name) == shape[1:] for name in after.input]
+        places = [place for place, bias in enumerate(biases) if bias]
         return Layer(product, after, places[0]) if places else None
 
     def layer_making(self, name: str) -> Layer | None:

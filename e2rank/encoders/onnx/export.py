@@ -1,5 +1,6 @@
 """From an encoder on PyTorch to a bundle that is refused unless it agrees."""
 
+import dataclasses
 import importlib.metadata
 from collections.abc import Sequence
 from itertools import chain
@@ -9,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnx
 
+from e2rank.encoders.judged import Judge, Judged
 from e2rank.encoders.onnx import gate
 from e2rank.encoders.onnx.bundle import (
     CONTRACT,
@@ -18,7 +20,6 @@ from e2rank.encoders.onnx.bundle import (
     TOKENIZER,
     Bundle,
     in_place_when_whole,
-    in_words,
     save_json,
 )
 from e2rank.encoders.onnx.exporting import OPSET
@@ -52,7 +53,7 @@ def export_onnx(
     *,
     precision: Precision = "fp32",
     texts: Sequence[str] | None = None,
-    judge: gate.Judge | None = None,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Write an encoder as a bundle: graphs, tokenizer, contract and parity report.
 
@@ -65,9 +66,9 @@ def export_onnx(
         folder: new or empty.
         precision: "fp32"; "int8" for CPUs; "fp16" for GPUs.
         texts: to compare on; paragraphs of Wikipedia, questions on them and made-up texts of all
-            lengths unless given. int8 is set by those, and by some that are given.
+            lengths unless given. int8 is set by the former, and by some of the others.
         judge: measures what the export does to the rankings of a judged collection:
-            `functools.partial(replaced, load_beir("scifact"))`, with `e2rank.evaluate`.
+            `judging(load_beir("scifact"))`, of `e2rank.evaluate`.
     Returns:
         The parity report.
     Raises:
@@ -93,8 +94,9 @@ def export_onnx(
         export = OnnxEncoder(side)
         report = gate.compare(encoder, export, given, bounds)
         if judge is not None:
-            report["judged"] = judge(encoder, export)
-            gate.check_judged(report["judged"], bounds)
+            judged = judge(encoder, export)
+            gate.check_judged(judged, bounds)
+            report["judged"] = dataclasses.asdict(judged)
         save_json(side, PARITY, report)
         (side / "README.md").write_text(_card(bundle, report), encoding="utf-8")
         bundle.save(side)
@@ -162,10 +164,11 @@ def _save_graph(
         evened = even_scores(model, seen)
         model = to_int8(model, seen)
     _forget_source(model)
-    model = without_double_reshapes(model)
-    if precision != "fp16":
-        model = heads_when_wanted(without_mask_where_unpadded(model, evened))
-    write_graph(model, path)
+    if precision == "fp16":
+        write_graph(without_double_reshapes(model), path)
+        return
+    model = without_double_reshapes(without_mask_where_unpadded(model, evened))
+    write_graph(heads_when_wanted(model), path)
 
 
 def _save_head(model: onnx.ModelProto, path: Path, precision: Precision) -> None:
@@ -218,5 +221,7 @@ def _card(bundle: Bundle, report: dict[str, Any]) -> str:
         least, kept = report["documents"]["sparse"], f"{report['sparse_top10']:.1%}"
         lines += [f"Sparse vectors: least cosine {least:.6f}; of the ten nearest {kept}.", ""]
     if judged := report.get("judged"):
-        lines += [f"{in_words(judged)}.", ""]
+        lines += [f"{Judged.of(judged).in_words()}.", ""]
+    if bundle.precision == "int8":
+        lines += ["Scales and rounding were set by some of the same texts.", ""]
     return "\n".join(lines)

@@ -1,13 +1,14 @@
 """Two encoders compared: an export that gives other vectors than its model is refused."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
 from e2rank.encoders import Encoder, Encoding
+from e2rank.encoders.judged import Judged
 from e2rank.encoders.onnx.overlap import cosines, kept10, table
 
 PROBES = (
@@ -58,9 +59,6 @@ BOUNDS = {
 }
 """For each precision."""
 
-Judge = Callable[[Encoder, Encoder], dict[str, Any]]
-"""Model and export to what the export does to rankings: see `e2rank.evaluate.replaced`."""
-
 
 def compare(
     model: Encoder, export: Encoder, texts: Sequence[str], bounds: Bounds
@@ -106,19 +104,21 @@ def compare(
     return report
 
 
-def check_judged(judged: Mapping[str, Any], bounds: Bounds) -> None:
+def check_judged(judged: Judged, bounds: Bounds) -> None:
     """Refuse an export that ranks documents worse, by its queries or by all its vectors.
 
     Raises:
         ExportRefused: with both values of the measure.
     """
-    worst = min((judged[each] for each in ("queries", "all")), key=lambda each: each["change"])
-    if worst["change"] < -bounds.loss:
-        raise ExportRefused(
-            f"the export is refused: on {judged['count']} queries of {judged['collection']} its "
-            f"{judged['measure']} is {worst['after']:.4f}, and {judged['before']:.4f} by the "
-            f"model; expected a loss of at most {bounds.loss}"
-        )
+    changes = {"its queries": judged.queries, "all its vectors": judged.whole}
+    for what, each in changes.items():
+        # A NaN is refused, too.
+        if not each.change >= -bounds.loss:
+            raise ExportRefused(
+                f"the export is refused: on {judged.count} queries of {judged.collection} "
+                f"{judged.measure} is {judged.before:.4f} by the model and {each.after:.4f} with "
+                f"{what}; expected a loss of at most {bounds.loss}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

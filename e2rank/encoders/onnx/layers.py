@@ -14,7 +14,6 @@ _BODY = "model"
 MASK = 4
 """Which input of a MultiHeadAttention is the mask."""
 
-
 LEAST = 1024
 """Weights that a matrix must have to be worth another form."""
 
@@ -46,7 +45,9 @@ def in_body(node: onnx.NodeProto) -> bool:
 def is_two_way(node: onnx.NodeProto) -> bool:
     """Whether a node is an attention of every token to all others, and has a mask of padding."""
     causal = any(each.name == "unidirectional" and each.i for each in node.attribute)
-    return node.op_type == "MultiHeadAttention" and len(node.input) > MASK and not causal
+    # Between its values and its mask one may have a bias; ours has none.
+    plain = len(node.input) == MASK + 1 and not node.input[MASK - 1]
+    return node.op_type == "MultiHeadAttention" and plain and not causal
 
 
 def readers_of(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,13 +16,13 @@ from e2rank.documents import SparseVectors
 from e2rank.encoders import Encoding, Want, check_wanted
 from e2rank.encoders.batching import with_progress
 from e2rank.encoders.directions import Directions
+from e2rank.encoders.judged import Judged
 from e2rank.encoders.onnx.bundle import (
     DIRECTIONS,
     SPARSE_QUERIES,
     TOKENIZER,
     Bundle,
     BundleError,
-    in_words,
     load_contract,
     load_report,
 )
@@ -83,7 +84,7 @@ class OnnxEncoder:
             self._directions = Directions.load(self._folder / DIRECTIONS)
         report = load_report(self._folder)
         self._check_probes(report)
-        judged = f"; {in_words(report['judged'])}" if "judged" in report else ""
+        judged = f"; {Judged.of(report['judged']).in_words()}" if "judged" in report else ""
         _log.info("%s: %s in %s%s", self.name, self.bundle.name, self.precision, judged)
 
     @cached_property
@@ -205,13 +206,15 @@ class OnnxEncoder:
         rows: dict[int, Row] = {}
         groups = graph.groups(texts)
         words = [[texts[place] for place in group] for group in groups]
-        read = graph.run(names, words, [_chosen(soft, group) for group in groups], sparse)
-        for arrays, group in zip(read, with_progress(groups, what), strict=True):
-            vectors[group] = arrays[0]
-            for each in place_of_tokens:
-                self._place(tokens, arrays[each], texts, group)
-            if sparse is not None:
-                rows.update(zip(group, arrays[-1], strict=True))
+        shown = [_chosen(soft, group) for group in groups]
+        # Closed, it reads no more batches where an error ends this.
+        with closing(graph.run(names, words, shown, sparse)) as read:
+            for arrays, group in zip(read, with_progress(groups, what), strict=True):
+                vectors[group] = arrays[0]
+                for each in place_of_tokens:
+                    self._place(tokens, arrays[each], texts, group)
+                if sparse is not None:
+                    rows.update(zip(group, arrays[-1], strict=True))
         bad = ~np.isfinite(vectors).all(axis=1)
         if bad.any():
             raise EncodingError(
@@ -246,7 +249,8 @@ class OnnxEncoder:
         Raises:
             BundleError: if they differ: some processors multiply int8 with another rounding.
         """
-        probes = report.get("probes")
+        # A bundle that is being written has no report yet.
+        probes = report["probes"] if report else []
         if not probes:
             return
         found = self.encode_documents([each["text"] for each in probes], want=["dense"]).vectors

@@ -59,13 +59,14 @@ def _even(edit: Editing, node: onnx.NodeProto, seen: Mapping[str, Seen]) -> bool
     return True
 
 
-def int8_attention(node: onnx.NodeProto, output: str, *, masked: bool) -> onnx.GraphProto:
-    """A graph that gives what an attention gives, its scores products of int8.
+def int8_attention(node: onnx.NodeProto, output: str) -> onnx.GraphProto:
+    """A graph that gives what an attention gives without its mask, its scores products of int8.
+
+    It holds all scores at once, (n, heads, t, t) float32.
 
     Args:
         node: one of onnxruntime's MultiHeadAttention, whose queries and keys lie in -1..1.
         output: name of what the graph gives, (n, t, heads, width of a head) float32.
-        masked: whether some tokens are padding.
     """
     fields = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     weights: dict[str, np.ndarray] = {
@@ -75,7 +76,7 @@ def int8_attention(node: onnx.NodeProto, output: str, *, masked: bool) -> onnx.G
         "scale": np.array(fields["scale"] / 127, np.float32),
         "apart": np.array([0, 0, fields["num_heads"], -1], np.int64),
     }
-    given = dict(zip(("q", "k", "v", "", "mask"), node.input, strict=True))
+    given = dict(zip(("q", "k", "v"), node.input[:3], strict=True))
     nodes: list[onnx.NodeProto] = []
 
     def add(kind: str, inputs: str, made: str, domain: str = "", **fields: Any) -> None:
@@ -90,15 +91,7 @@ def int8_attention(node: onnx.NodeProto, output: str, *, masked: bool) -> onnx.G
         order = [0, 2, 3, 1] if name == "keys" else [0, 2, 1, 3]
         add("Transpose", f"{name}.apart", f"{name}.heads", perm=order)
     add("MatMulIntegerToFloat", "queries.heads keys.heads step scale zero", "scores", _MICROSOFT)
-    if masked:
-        weights |= {"one": np.array(1, np.float32), "far": np.array(1e9, np.float32)}
-        weights["axes"] = np.array([1, 2], np.int64)
-        add("Cast", "mask", "kept", to=TensorProto.FLOAT)
-        add("Sub", "kept one", "lost")
-        add("Mul", "lost far", "less")
-        add("Unsqueeze", "less axes", "lower")
-        add("Add", "scores lower", "lowered")
-    add("Softmax", "lowered" if masked else "scores", "shares", axis=-1)
+    add("Softmax", "scores", "shares", axis=-1)
     add("MatMul", "shares v.heads", "heads")
     add("Transpose", "heads", "", perm=[0, 2, 1, 3])
     tensors = [numpy_helper.from_array(each, f"{output}.{name}") for name, each in weights.items()]

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -118,30 +117,24 @@ class Sessions:
                 "drivers, or pass provider='CPUExecutionProvider'"
             )
         if not self.on_cpu and (left := left_to_cpu(session)):
-            words = ", ".join(f"{count} of {kind}" for kind, count in sorted(left.items()))
             _log.warning(
                 "%s: %s does not run all of it, and the CPU is left with %s; export it in another "
                 "precision, or pass provider='CPUExecutionProvider'",
                 self._path,
                 self._provider,
-                words,
+                ", ".join(left),
             )
         return session
 
 
-def left_to_cpu(session: Any) -> Counter[str]:
-    """How many nodes of each kind that takes time a session runs on the CPU.
+def left_to_cpu(session: Any) -> list[str]:
+    """The kinds of nodes that take time and that a session runs on the CPU.
 
     It is known where the session was told to record it; older versions of onnxruntime cannot.
     """
     assigned: Sequence[Any] = getattr(session, "get_provider_graph_assignment_info", tuple)()
-    return Counter(
-        node.op_type
-        for part in assigned
-        if part.ep_name == CPU
-        for node in part.get_nodes()
-        if any(each in node.op_type for each in _WORK)
-    )
+    nodes = [node for part in assigned if part.ep_name == CPU for node in part.get_nodes()]
+    return sorted({each.op_type for each in nodes if any(work in each.op_type for work in _WORK)})
 
 
 def _onnxruntime(provider: str) -> Any:

@@ -1,6 +1,6 @@
 """The graph of a transformer, fed with batches of token sequences."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -59,18 +59,19 @@ class Graph:
         many: Sequence[Sequence[Tokens]],
         soft: Sequence[Soft | None],
         sparse: SparseGraph | None = None,
-    ) -> Iterator[list[Any]]:
+    ) -> Generator[list[Any], None, None]:
         """The arrays of these names for each batch, several read at a time if there are many.
 
         With `sparse` the last name is that of its states: in place of this large array stand the
         terms and weights of each text.
         """
-        threads = self._sessions.threads
+        threads, pairs = self._sessions.threads, list(zip(many, soft, strict=True))
         # A call of few batches, such as a query, gives each of them all threads.
         beside = len(many) >= 2 * threads and self._sessions.bulk is not None
 
-        def one(texts: Sequence[Tokens], soft: Soft | None) -> list[Any]:
-            feed = self._feed(names, texts, soft)
+        def one(batch: tuple[Sequence[Tokens], Soft | None]) -> list[Any]:
+            texts, shown = batch
+            feed = self._feed(names, texts, shown)
             keep = names[-1] if sparse is not None else ""
             made: list[Any] = self._sessions.run(names, feed, beside=beside, keep=keep)
             if sparse is not None:
@@ -78,13 +79,13 @@ class Graph:
             return made
 
         if not beside:
-            yield from map(one, many, soft)
+            yield from map(one, pairs)
             return
         if sparse is not None:
             # Started here, not by several threads at once.
             _ = sparse.sessions.bulk
         with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(one, many, soft)
+            yield from pool.map(one, pairs)
 
     def _feed(
         self, names: Sequence[str], texts: Sequence[Tokens], soft: Soft | None
