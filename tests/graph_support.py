@@ -58,3 +58,15 @@ def watched(model: onnx.ModelProto, x: np.ndarray) -> dict[str, Seen]:
         name: Seen.of(each.reshape(-1, each.shape[-1]))
         for name, each in zip(names, rows, strict=True)
     }
+
+
+def add_layer(model: onnx.ModelProto, matrix: str, bias: str) -> None:
+    """Another layer that reads "normal", by weights that are there; the graph gives "other"."""
+    nodes = [
+        helper.make_node("MatMul", ["normal", matrix], ["again"]),
+        helper.make_node("Add", ["again", bias], ["other"]),
+    ]
+    for node in nodes:
+        node.metadata_props.extend(model.graph.node[0].metadata_props)
+    model.graph.node.extend(nodes)
+    model.graph.output.append(floats("other", "n", "t", None))

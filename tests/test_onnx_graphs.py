@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import pytest
-from graph_support import WIDTH, copied, drawn, floats, read, run, watched
+from graph_support import WIDTH, add_layer, copied, drawn, floats, read, run, watched
 from onnx import TensorProto, helper, numpy_helper
 
 from e2rank.encoders.onnx import observed as observing
@@ -365,14 +365,7 @@ def test_two_biases_of_one_product_stay_two() -> None:
     model.graph.initializer.append(
         numpy_helper.from_array(np.full(2 * WIDTH, 5, np.float32), "more")
     )
-    again = [
-        helper.make_node("MatMul", ["normal", "up"], ["again"]),
-        helper.make_node("Add", ["again", "more"], ["other"]),
-    ]
-    for node in again:
-        node.metadata_props.extend(model.graph.node[0].metadata_props)
-    model.graph.node.extend(again)
-    model.graph.output.append(floats("other", "n", "t", None))
+    add_layer(model, "up", "more")
     known = run(model, "biased", "other", x=x)
     found = run(to_int8(copied(model), seen(x)), "biased", "other", x=x)
     for one, other in zip(known, found, strict=True):

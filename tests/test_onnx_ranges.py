@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import pytest
-from graph_support import WIDTH, copied, drawn, floats, read, run, watched
+from graph_support import WIDTH, add_layer, copied, drawn, floats, read, run, watched
 from onnx import TensorProto, helper, numpy_helper
 
 from e2rank.encoders.onnx import unpadded
@@ -155,8 +155,8 @@ def test_queries_and_keys_come_into_range_and_attention_gives_the_same(shared_bi
         kept = each.astype(bool)
         np.testing.assert_allclose(found[0][kept], known[name][0][kept], rtol=1e-3, atol=1e-4)
     held = looked_at(model)
-    for now in held.values():
-        assert max(-now.low.min(), now.high.max()) < 1
+    for seen in held.values():
+        assert max(-seen.low.min(), seen.high.max()) < 1
     # A key's channels lie about their middles.
     np.testing.assert_allclose(held["key"].low, -held["key"].high, atol=1e-4)
 
@@ -234,14 +234,7 @@ def test_gelu_of_int8_differs_by_less_than_a_thousandth() -> None:
 
 def test_a_weight_that_two_nodes_read_is_changed_for_each_on_its_own() -> None:
     model, x = residual(), read()
-    more = [
-        helper.make_node("MatMul", ["normal", "matrix"], ["again"]),
-        helper.make_node("Add", ["again", "bias"], ["other"]),
-    ]
-    for node in more:
-        node.metadata_props.extend(model.graph.node[0].metadata_props)
-    model.graph.node.extend(more)
-    model.graph.output.append(floats("other", "n", "t", WIDTH))
+    add_layer(model, "matrix", "bias")
     known = run(model, "vectors", "other", x=x)
     into_range(model, watched(copied(model), x))
     for one, other in zip(known, run(model, "vectors", "other", x=x), strict=True):
