@@ -1,5 +1,6 @@
 """A graph whose weights are changed for one reader and no other."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +86,12 @@ class Editing:
         kept = np.ascontiguousarray(values, dtype=np.float32)
         self._weights[name].CopyFrom(numpy_helper.from_array(kept, name))
         self.shapes[name] = list(kept.shape)
+
+    def widen(self, names: Collection[str], width: int) -> None:
+        """Change the exporter's notes of how many channels tensors have."""
+        for each in self._graph.value_info:
+            if each.name in names:
+                each.type.tensor_type.shape.dim[-1].dim_value = width
 
     def add_after(self, name: str, kind: str, inputs: list[str], output: str) -> None:
         """Put a node behind the one that makes a tensor now."""

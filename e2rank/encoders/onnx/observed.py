@@ -29,6 +29,8 @@ class Seen:
         low: (width,) float32, the least of each channel.
         high: (width,) float32, the most of each channel.
         share: (width,) float32, the most of its row's length that each channel had.
+        texts: how many there were.
+        first: (width,) float64, the sum of the rows of their first tokens.
         weight: the sum of the rows' weights.
         total: (width,) float64, that of the rows.
         products: (width, width) float64, that of each row's products with itself; None if they were
@@ -38,13 +40,15 @@ class Seen:
     low: np.ndarray
     high: np.ndarray
     share: np.ndarray
+    texts: int
+    first: np.ndarray
     weight: float
     total: np.ndarray
     products: np.ndarray | None
 
     @classmethod
     def of(cls, rows: np.ndarray, products: bool = True) -> "Seen":
-        """What (n, width) float32 rows hold.
+        """What (n, width) float32 rows of one text hold.
 
         Raises:
             ValueError: if a number is a NaN or an infinity.
@@ -58,16 +62,20 @@ class Seen:
             low=rows.min(axis=0),
             high=rows.max(axis=0),
             share=np.abs(np.sqrt(weights) * exact).max(axis=0).astype(np.float32),
+            texts=1,
+            first=exact[0],
             weight=float(weights.sum()),
             total=(weights * exact).sum(axis=0),
             products=(weights * exact).T @ exact if products else None,
         )
 
     def add(self, rows: np.ndarray) -> None:
-        """See (n, width) float32 rows too."""
+        """See (n, width) float32 rows of another text too."""
         more = Seen.of(rows, self.products is not None)
         self.low, self.high = np.minimum(self.low, more.low), np.maximum(self.high, more.high)
         self.share = np.maximum(self.share, more.share)
+        self.texts += more.texts
+        self.first += more.first
         self.weight += more.weight
         self.total += more.total
         if self.products is not None:
@@ -88,8 +96,21 @@ class Seen:
             self,
             low=(self.low - middle) / scales,
             high=(self.high - middle) / scales,
+            first=(self.first - self.texts * middle) / scales,
             total=(self.total - self.weight * middle) / scales,
             products=products,
+        )
+
+    def at(self, places: np.ndarray) -> "Seen":
+        """What rows of these channels would hold, some of them more than once."""
+        return replace(
+            self,
+            low=self.low[places],
+            high=self.high[places],
+            share=self.share[places],
+            first=self.first[places],
+            total=self.total[places],
+            products=None if self.products is None else self.products[np.ix_(places, places)],
         )
 
 

@@ -13,6 +13,7 @@ from e2rank.encoders.onnx.ranges import into_range
 from e2rank.encoders.onnx.reshaping import names_read
 from e2rank.encoders.onnx.rounding import Passing, rounded, steps_of
 from e2rank.encoders.onnx.smoothing import even_out
+from e2rank.encoders.onnx.splitting import split_inside, split_read
 
 _MICROSOFT = "com.microsoft"
 
@@ -40,7 +41,9 @@ def to_int8(
         head: whether `model` is a head and its own layers are meant.
     """
     within = into_range(model, seen or {})
-    _Int8(model, even_out(model, seen or {}) | within, within, head).rewrite()
+    now = split_inside(model, even_out(model, seen or {}) | within)
+    parts, again = split_read(model, {name: now[name] for name in within})
+    _Int8(model, now | parts, within, again, head).rewrite()
     return model
 
 
@@ -52,16 +55,24 @@ class _Int8:
         model: onnx.ModelProto,
         seen: Mapping[str, Seen],
         within: Collection[str],
+        again: Mapping[str, np.ndarray],
         head: bool,
     ) -> None:
-        """Take fixed scales for the tensors named by `within`, which lie in -1..1."""
+        """Take fixed scales for the tensors named by `within`, which lie in -1..1.
+
+        Of some the matrices read channels `again`, behind all channels.
+        """
         self._graph, self._seen, self._within, self._head = model.graph, seen, within, head
+        self._again = again
         self._readers = readers_of(model)
         self._weights = {each.name: each for each in model.graph.initializer}
         self._nodes: list[onnx.NodeProto] = []
         self._added: dict[str, TensorProto] = {}
         self._rounded: set[str] = set()
         self._rows: dict[str, tuple[str, str, str]] = {}
+        self._leading = {each.name: _leading(each) for each in model.graph.value_info}
+        self._counted: dict[tuple[str, ...], str] = {}
+        self._shared: set[str] = set()
         self._last: tuple[str, Passing | None] | None = None
         self._gelus = {node.output[0] for node in self._graph.node if node.op_type == "Gelu"}
         self._biases = self._added_biases()
@@ -119,8 +130,13 @@ class _Int8:
     def _multiply_fixed(self, given: str, weight: str, out: str) -> None:
         """With one step for all tokens: a bias then costs nothing."""
         if given not in self._rounded:
-            names = [given, "int8.most", "int8.zero"]
-            self._add("QuantizeLinear", names, f"{given}.uint8")
+            again = given in self._again
+            whole = f"{given}.whole" if again else f"{given}.uint8"
+            self._add("QuantizeLinear", [given, "int8.most", "int8.zero"], whole)
+            if again:
+                self._constant(f"{given}.places", self._again[given])
+                self._add("Gather", [whole, f"{given}.places"], f"{given}.again", axis=-1)
+                self._add("Concat", [whole, f"{given}.again"], f"{given}.uint8", axis=-1)
             self._rounded.add(given)
         names = [f"{given}.uint8", f"{weight}.int8", "int8.most", f"{weight}.step", "int8.zero"]
         if bias := self._biases.get(out):
@@ -161,20 +177,37 @@ class _Int8:
         """Names of the (..., width) uint8 of a tensor, of each row's (..., 1) step, of its zero."""
         if given not in self._rows:
             gelu, rows = given in self._gelus, f"{given}.rows"
+            zero = "int8.low" if gelu else "int8.zero"
             self._step(given, gelu)
             self._constant(f"{given}.width", np.array([-1, width], dtype=np.int64))
             self._add("Reshape", [f"{given}.step", "int8.last"], f"{given}.steps")
-            self._add("Shape", [f"{given}.steps"], f"{given}.count")
-            zero = helper.make_tensor("value", TensorProto.UINT8, [1], [_LOW if gelu else 128])
-            self._add("ConstantOfShape", [f"{given}.count"], f"{given}.zeros", value=zero)
             self._add("Reshape", [given, f"{given}.width"], rows)
-            names = [rows, f"{given}.steps", f"{given}.zeros"]
+            names = [rows, f"{given}.steps", self._zeros(given, zero)]
             self._add("QuantizeLinear", names, f"{given}.flat", axis=0)
-            self._add("Shape", [given], f"{given}.shape")
-            self._add("Reshape", [f"{given}.flat", f"{given}.shape"], f"{given}.uint8")
-            zero_name = "int8.low" if gelu else "int8.zero"
-            self._rows[given] = (f"{given}.uint8", f"{given}.step", zero_name)
+            self._add("Reshape", [f"{given}.flat", f"{self._alike(given)}.shape"], f"{given}.uint8")
+            self._rows[given] = (f"{given}.uint8", f"{given}.step", zero)
         return self._rows[given]
+
+    def _alike(self, given: str) -> str:
+        """A tensor of as many rows, whose `.shape` and `.count` of rows are in the graph."""
+        leading = self._leading.get(given, (given,))
+        if leading not in self._counted:
+            self._counted[leading] = given
+            self._add("Shape", [given], f"{given}.leading", start=0, end=-1)
+            self._add("Concat", [f"{given}.leading", "int8.last"], f"{given}.shape", axis=0)
+            self._add("ReduceProd", [f"{given}.leading"], f"{given}.count", keepdims=1)
+        return self._counted[leading]
+
+    def _zeros(self, given: str, zero: str) -> str:
+        """A zero for every row of a tensor, as onnxruntime asks for."""
+        alike = self._alike(given)
+        name = f"{alike}.{zero}"
+        if name not in self._shared:
+            self._shared.add(name)
+            number = _LOW if zero == "int8.low" else 128
+            value = helper.make_tensor("value", TensorProto.UINT8, [1], [number])
+            self._add("ConstantOfShape", [f"{alike}.count"], name, value=value)
+        return name
 
     def _step(self, given: str, gelu: bool) -> None:
         """What one step of each row of a tensor stands for."""
@@ -209,3 +242,9 @@ class _Int8:
 
     def _constant(self, name: str, value: np.ndarray) -> None:
         self._added[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+
+
+def _leading(value: onnx.ValueInfoProto) -> tuple[str, ...]:
+    """All axes of a tensor but the last, by the names or sizes the exporter gave them."""
+    axes = value.type.tensor_type.shape.dim
+    return tuple(each.dim_param or str(each.dim_value) for each in axes[:-1])

@@ -8,7 +8,8 @@ import onnx
 from e2rank.encoders.onnx.editing import Editing
 from e2rank.encoders.onnx.layers import is_layer, layer_inputs
 from e2rank.encoders.onnx.observed import Seen
-from e2rank.encoders.onnx.smoothing import channel_scales
+from e2rank.encoders.onnx.rounding import MOST
+from e2rank.encoders.onnx.smoothing import SPARE
 
 
 def into_range(model: onnx.ModelProto, seen: Mapping[str, Seen]) -> dict[str, Seen]:
@@ -36,10 +37,9 @@ def _normalised(edit: Editing, name: str, seen: Seen) -> dict[str, Seen]:
     if maker is None or maker.op_type != "LayerNormalization":
         return {}
     layers = [node for node in edit.readers[name] if is_layer(node, edit.shapes)]
-    middle = (seen.low + seen.high) / 2
-    scales = channel_scales(
-        (seen.high - seen.low) / 2, [edit.array(node.input[1]) for node in layers]
-    )
+    reach = (seen.high - seen.low) / 2
+    scales = SPARE * np.maximum(reach, 1e-6 * reach.max() + 1e-12)
+    middle = _middle(seen, scales / MOST)
     even = f"{name}.even"
     weight = edit.array(maker.input[1])
     bias = edit.array(maker.input[2]) if len(maker.input) > 2 else np.zeros_like(weight)
@@ -55,6 +55,17 @@ def _normalised(edit: Editing, name: str, seen: Seen) -> dict[str, Seen]:
     if others or edit.shown(name):
         _give_back(edit, name, scales, middle, others)
     return {even: seen.over(scales, middle)}
+
+
+def _middle(seen: Seen, steps: np.ndarray) -> np.ndarray:
+    """Where each channel's steps are counted from: about the middle of its range.
+
+    The first token of a text is nearly the same in all texts and much of what attention gives is of
+    it: it lies on a step, as what it loses by rounding would be lost in all texts alike.
+    """
+    first = seen.first / seen.texts
+    away = np.rint((first - (seen.low + seen.high) / 2) / steps)
+    return (first - away * steps).astype(np.float32)
 
 
 def _take_up(

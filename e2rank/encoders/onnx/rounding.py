@@ -10,7 +10,8 @@ _DAMPING = 0.01
 # Weights whose errors are passed on together.
 _BLOCK = 128
 
-_MOST = 127
+MOST = 127
+"""Steps on either side of 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Passing:
 def steps_of(weights: np.ndarray) -> np.ndarray:
     """The (1, m) float32 step of each column."""
     most = np.abs(weights).max(axis=0, keepdims=True)
-    return np.maximum(most / _MOST, 1e-12).astype(np.float32)
+    return np.maximum(most / MOST, 1e-12).astype(np.float32)
 
 
 def rounded(weights: np.ndarray, steps: np.ndarray, passing: Passing | None = None) -> np.ndarray:
@@ -55,13 +56,13 @@ def rounded(weights: np.ndarray, steps: np.ndarray, passing: Passing | None = No
     """
     left = weights.astype(np.float64) / steps
     if passing is None:
-        return np.clip(np.rint(left), -_MOST, _MOST).astype(np.int8)
+        return np.clip(np.rint(left), -MOST, MOST).astype(np.int8)
     left, whole, shares = left[passing.order], np.empty(left.shape, dtype=np.int8), passing.shares
     for start in range(0, len(left), _BLOCK):
         end = min(start + _BLOCK, len(left))
         errors = np.empty_like(left[start:end])
         for place in range(start, end):
-            nearest = np.clip(np.rint(left[place]), -_MOST, _MOST)
+            nearest = np.clip(np.rint(left[place]), -MOST, MOST)
             whole[passing.order[place]] = nearest
             errors[place - start] = (left[place] - nearest) / shares[place, place]
             left[place + 1 : end] -= np.outer(shares[place, place + 1 : end], errors[place - start])

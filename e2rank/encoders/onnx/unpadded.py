@@ -9,10 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 from e2rank.encoders.onnx.layers import MASK, is_two_way
 from e2rank.encoders.onnx.scoring import int8_attention
 
-_WHOLE, _SHORT = "unpadded", "unpadded.short"
+_WHOLE, _INT8 = "unpadded", "unpadded.int8"
 
-# Texts of more tokens would hold too many scores at once, and gain little.
-_LONGEST = 512
+# Scores of fewer tokens are no faster as int8; those of more would be too many to hold at once.
+_SHORTEST, _LONGEST = 128, 512
 
 
 def without_mask_where_unpadded(
@@ -21,7 +21,7 @@ def without_mask_where_unpadded(
     """`model` itself, its bidirectional attention now in branches, with the mask and without.
 
     Without one onnxruntime runs an attention in blocks, which is faster on a CPU; for int8 and
-    texts of up to 512 tokens it is faster still to multiply queries and keys as int8.
+    texts of 128 to 512 tokens it is faster still to multiply queries and keys as int8.
 
     Args:
         model: with attention as one node.
@@ -30,7 +30,7 @@ def without_mask_where_unpadded(
     found = [node for node in model.graph.node if is_two_way(node)]
     if not found:
         return model
-    nodes = list(_tests(model, short=bool(evened)))
+    nodes = list(_tests(model, int8=bool(evened)))
     for node in model.graph.node:
         nodes += _branched(node, evened) if node in found else [node]
     del model.graph.node[:]
@@ -38,8 +38,8 @@ def without_mask_where_unpadded(
     return model
 
 
-def _tests(model: onnx.ModelProto, *, short: bool) -> Iterator[onnx.NodeProto]:
-    """Whether the least number of the mask is above 0, and whether texts are short, too."""
+def _tests(model: onnx.ModelProto, *, int8: bool) -> Iterator[onnx.NodeProto]:
+    """Whether the least number of the mask is above 0, and whether int8 is faster, too."""
 
     def constant(name: str, value: int | list[int]) -> str:
         array = np.array(value, dtype=np.int64)
@@ -49,12 +49,14 @@ def _tests(model: onnx.ModelProto, *, short: bool) -> Iterator[onnx.NodeProto]:
     least = ["attention_mask", constant("axes", [0, 1])]
     yield helper.make_node("ReduceMin", least, [f"{_WHOLE}.least"], keepdims=0)
     yield helper.make_node("Greater", [f"{_WHOLE}.least", constant("padding", 0)], [_WHOLE])
-    if short:
+    if int8:
         constant("joined", [0, 0, -1])
-        longest = [f"{_WHOLE}.tokens", constant("longest", _LONGEST)]
-        yield helper.make_node("Shape", ["attention_mask"], [longest[0]], start=1, end=2)
-        yield helper.make_node("LessOrEqual", longest, [f"{_SHORT}.each"])
-        yield helper.make_node("And", [_WHOLE, f"{_SHORT}.each"], [_SHORT])
+        tokens = f"{_WHOLE}.tokens"
+        ends = [tokens, constant("shortest", _SHORTEST), constant("longest", _LONGEST)]
+        yield helper.make_node("Shape", ["attention_mask"], [tokens], start=1, end=2)
+        yield helper.make_node("Clip", ends, [f"{tokens}.within"])
+        yield helper.make_node("Equal", [tokens, f"{tokens}.within"], [f"{_INT8}.each"])
+        yield helper.make_node("And", [_WHOLE, f"{_INT8}.each"], [_INT8])
 
 
 def _branched(node: onnx.NodeProto, evened: Collection[str]) -> list[onnx.NodeProto]:
@@ -71,7 +73,7 @@ def _branched(node: onnx.NodeProto, evened: Collection[str]) -> list[onnx.NodePr
         "else_branch": helper.make_graph([either], joined, [], [value]),
     }
     return [
-        helper.make_node("If", [_SHORT], [heads], name=f"{node.name}.short", **branches),
+        helper.make_node("If", [_INT8], [heads], name=f"{node.name}.int8", **branches),
         helper.make_node("Reshape", [heads, f"{_WHOLE}.joined"], [out], name=out),
     ]
 
