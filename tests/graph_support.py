@@ -53,11 +53,12 @@ def watched(model: onnx.ModelProto, x: np.ndarray) -> dict[str, Seen]:
     """What the inputs of a graph's layers held."""
     shown, names = copied(model), layer_inputs(model)
     shown.graph.output.extend(floats(name, "n", "t", None) for name in names)
-    rows = run(shown, *names, x=x)
-    return {
-        name: Seen.of(each.reshape(-1, each.shape[-1]))
-        for name, each in zip(names, rows, strict=True)
-    }
+    found: dict[str, Seen] = {}
+    for name, texts in zip(names, run(shown, *names, x=x), strict=True):
+        found[name] = Seen.of(texts[0])
+        for rows in texts[1:]:
+            found[name].add(rows)
+    return found
 
 
 def add_layer(model: onnx.ModelProto, matrix: str, bias: str) -> None:

@@ -90,7 +90,7 @@ class Editing:
     def widen(self, names: Collection[str], width: int) -> None:
         """Change the exporter's notes of how many channels tensors have."""
         for each in self._graph.value_info:
-            if each.name in names:
+            if each.name in names and each.type.tensor_type.shape.dim:
                 each.type.tensor_type.shape.dim[-1].dim_value = width
 
     def add_after(self, name: str, kind: str, inputs: list[str], output: str) -> None:

@@ -63,7 +63,7 @@ class Seen:
             high=rows.max(axis=0),
             share=np.abs(np.sqrt(weights) * exact).max(axis=0).astype(np.float32),
             texts=1,
-            first=exact[0],
+            first=exact[0].copy(),
             weight=float(weights.sum()),
             total=(weights * exact).sum(axis=0),
             products=(weights * exact).T @ exact if products else None,
@@ -102,7 +102,10 @@ class Seen:
         )
 
     def at(self, places: np.ndarray) -> "Seen":
-        """What rows of these channels would hold, some of them more than once."""
+        """What rows of these channels would hold, some of them more than once.
+
+        Their weights stay as they are, and `share` too.
+        """
         return replace(
             self,
             low=self.low[places],

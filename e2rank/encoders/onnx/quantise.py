@@ -1,19 +1,20 @@
 """Smaller and faster graphs for CPUs: int8, with scales that no other text has a part in."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from e2rank.encoders.onnx.counting import Counted
 from e2rank.encoders.onnx.layers import LEAST, in_body, readers_of
 from e2rank.encoders.onnx.observed import Seen
 from e2rank.encoders.onnx.ranges import into_range
 from e2rank.encoders.onnx.reshaping import names_read
-from e2rank.encoders.onnx.rounding import Passing, rounded, steps_of
+from e2rank.encoders.onnx.rounding import MOST, Passing, rounded, steps_of
 from e2rank.encoders.onnx.smoothing import even_out
-from e2rank.encoders.onnx.splitting import split_inside, split_read
+from e2rank.encoders.onnx.splitting import split_inside, split_normalised
 
 _MICROSOFT = "com.microsoft"
 
@@ -26,13 +27,14 @@ def to_int8(
 ) -> onnx.ModelProto:
     """`model` itself, the linear layers of its transformer now multiplying int8.
 
-    Weights have a scale for every output column. What LayerNormalization gives has a fixed one for
-    every channel: its channels reach as far in any text. What attention and the inside of a
-    feed-forward block give reaches much further in some texts than in all others: it is quantised
-    as it comes, with a scale for every token, its channels evened out before where that costs
-    nothing. So what a text gives never depends on the texts beside it, as it does where a whole
-    batch shares a scale. Embeddings are float16. Biases, attention, normalisation, GELU (its
-    tanh form) and heads stay float32; `even_scores` is for attention.
+    Weights have a scale for every output column, and rows that reach far are read in parts. What
+    LayerNormalization gives has a fixed scale for every channel: its channels reach as far in any
+    text. What attention and the inside of a feed-forward block give reaches much further in some
+    texts than in all others: it is quantised as it comes, with a scale for every token, its
+    channels evened out before where that costs nothing. So what a text gives never depends on the
+    texts beside it, as it does where a whole batch shares a scale. Embeddings are float16. Biases,
+    attention, normalisation, GELU (its tanh form) and heads stay float32; `even_scores` is for
+    attention.
 
     Args:
         model: float32, as the exporter wrote it.
@@ -41,9 +43,9 @@ def to_int8(
         head: whether `model` is a head and its own layers are meant.
     """
     within = into_range(model, seen or {})
-    now = split_inside(model, even_out(model, seen or {}) | within)
-    parts, again = split_read(model, {name: now[name] for name in within})
-    _Int8(model, now | parts, within, again, head).rewrite()
+    now = split_inside(model, even_out(model, seen or {}))
+    within, further = split_normalised(model, within)
+    _Int8(model, now | within, further, head).rewrite()
     return model
 
 
@@ -54,25 +56,18 @@ class _Int8:
         self,
         model: onnx.ModelProto,
         seen: Mapping[str, Seen],
-        within: Collection[str],
-        again: Mapping[str, np.ndarray],
+        within: Mapping[str, np.ndarray],
         head: bool,
     ) -> None:
-        """Take fixed scales for the tensors named by `within`, which lie in -1..1.
-
-        Of some the matrices read channels `again`, behind all channels.
-        """
+        """Take fixed scales for tensors `within` -1..1, which layers read with further channels."""
         self._graph, self._seen, self._within, self._head = model.graph, seen, within, head
-        self._again = again
         self._readers = readers_of(model)
         self._weights = {each.name: each for each in model.graph.initializer}
         self._nodes: list[onnx.NodeProto] = []
         self._added: dict[str, TensorProto] = {}
         self._rounded: set[str] = set()
         self._rows: dict[str, tuple[str, str, str]] = {}
-        self._leading = {each.name: _leading(each) for each in model.graph.value_info}
-        self._counted: dict[tuple[str, ...], str] = {}
-        self._shared: set[str] = set()
+        self._counted = Counted(model.graph.value_info, self._nodes)
         self._last: tuple[str, Passing | None] | None = None
         self._gelus = {node.output[0] for node in self._graph.node if node.op_type == "Gelu"}
         self._biases = self._added_biases()
@@ -80,7 +75,7 @@ class _Int8:
     def rewrite(self) -> None:
         self._constant("int8.last", np.array([-1], dtype=np.int64))
         self._constant("int8.tiny", np.array(1e-12, dtype=np.float32))
-        self._constant("int8.most", np.array(1 / 127, dtype=np.float32))
+        self._constant("int8.most", np.array(1 / MOST, dtype=np.float32))
         self._constant("int8.one", np.array(1, dtype=np.float32))
         self._constant("int8.zero", np.array(128, dtype=np.uint8))
         self._constant("int8.low", np.array(_LOW, dtype=np.uint8))
@@ -129,20 +124,24 @@ class _Int8:
 
     def _multiply_fixed(self, given: str, weight: str, out: str) -> None:
         """With one step for all tokens: a bias then costs nothing."""
-        if given not in self._rounded:
-            again = given in self._again
-            whole = f"{given}.whole" if again else f"{given}.uint8"
-            self._add("QuantizeLinear", [given, "int8.most", "int8.zero"], whole)
-            if again:
-                self._constant(f"{given}.places", self._again[given])
-                self._add("Gather", [whole, f"{given}.places"], f"{given}.again", axis=-1)
-                self._add("Concat", [whole, f"{given}.again"], f"{given}.uint8", axis=-1)
-            self._rounded.add(given)
+        self._quantise_fixed(given)
         names = [f"{given}.uint8", f"{weight}.int8", "int8.most", f"{weight}.step", "int8.zero"]
         if bias := self._biases.get(out):
             names += ["", bias.input[1]]
             out = bias.output[0]
         self._add("MatMulIntegerToFloat", names, out, domain=_MICROSOFT)
+
+    def _quantise_fixed(self, given: str) -> None:
+        if given in self._rounded:
+            return
+        self._rounded.add(given)
+        further = self._within[given]
+        whole = f"{given}.whole" if len(further) else f"{given}.uint8"
+        self._add("QuantizeLinear", [given, "int8.most", "int8.zero"], whole)
+        if len(further):
+            self._constant(f"{given}.places", further)
+            self._add("Gather", [whole, f"{given}.places"], f"{given}.further", axis=-1)
+            self._add("Concat", [whole, f"{given}.further"], f"{given}.uint8", axis=-1)
 
     def _passing(self, given: str) -> Passing | None:
         """How errors of the matrices that read a tensor, one after the other, are made good."""
@@ -182,32 +181,11 @@ class _Int8:
             self._constant(f"{given}.width", np.array([-1, width], dtype=np.int64))
             self._add("Reshape", [f"{given}.step", "int8.last"], f"{given}.steps")
             self._add("Reshape", [given, f"{given}.width"], rows)
-            names = [rows, f"{given}.steps", self._zeros(given, zero)]
+            names = [rows, f"{given}.steps", self._counted.zeros(given, _LOW if gelu else 128)]
             self._add("QuantizeLinear", names, f"{given}.flat", axis=0)
-            self._add("Reshape", [f"{given}.flat", f"{self._alike(given)}.shape"], f"{given}.uint8")
+            self._add("Reshape", [f"{given}.flat", self._counted.shape(given)], f"{given}.uint8")
             self._rows[given] = (f"{given}.uint8", f"{given}.step", zero)
         return self._rows[given]
-
-    def _alike(self, given: str) -> str:
-        """A tensor of as many rows, whose `.shape` and `.count` of rows are in the graph."""
-        leading = self._leading.get(given, (given,))
-        if leading not in self._counted:
-            self._counted[leading] = given
-            self._add("Shape", [given], f"{given}.leading", start=0, end=-1)
-            self._add("Concat", [f"{given}.leading", "int8.last"], f"{given}.shape", axis=0)
-            self._add("ReduceProd", [f"{given}.leading"], f"{given}.count", keepdims=1)
-        return self._counted[leading]
-
-    def _zeros(self, given: str, zero: str) -> str:
-        """A zero for every row of a tensor, as onnxruntime asks for."""
-        alike = self._alike(given)
-        name = f"{alike}.{zero}"
-        if name not in self._shared:
-            self._shared.add(name)
-            number = _LOW if zero == "int8.low" else 128
-            value = helper.make_tensor("value", TensorProto.UINT8, [1], [number])
-            self._add("ConstantOfShape", [f"{alike}.count"], name, value=value)
-        return name
 
     def _step(self, given: str, gelu: bool) -> None:
         """What one step of each row of a tensor stands for."""
@@ -242,9 +220,3 @@ class _Int8:
 
     def _constant(self, name: str, value: np.ndarray) -> None:
         self._added[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
-
-
-def _leading(value: onnx.ValueInfoProto) -> tuple[str, ...]:
-    """All axes of a tensor but the last, by the names or sizes the exporter gave them."""
-    axes = value.type.tensor_type.shape.dim
-    return tuple(each.dim_param or str(each.dim_value) for each in axes[:-1])

@@ -9,7 +9,14 @@ from e2rank.encoders.onnx.editing import Editing
 from e2rank.encoders.onnx.layers import is_layer, layer_inputs
 from e2rank.encoders.onnx.observed import Seen
 from e2rank.encoders.onnx.rounding import MOST
-from e2rank.encoders.onnx.smoothing import SPARE
+
+# Channels may reach a twentieth further than they did on the texts of the export.
+_SPARE = 1.05
+
+
+def divisors(reach: np.ndarray) -> np.ndarray:
+    """What to divide (width,) channels by, that reach so far, to bring them into -1..1."""
+    return np.asarray(_SPARE * np.maximum(reach, 1e-6 * reach.max() + 1e-12))
 
 
 def into_range(model: onnx.ModelProto, seen: Mapping[str, Seen]) -> dict[str, Seen]:
@@ -37,8 +44,7 @@ def _normalised(edit: Editing, name: str, seen: Seen) -> dict[str, Seen]:
     if maker is None or maker.op_type != "LayerNormalization":
         return {}
     layers = [node for node in edit.readers[name] if is_layer(node, edit.shapes)]
-    reach = (seen.high - seen.low) / 2
-    scales = SPARE * np.maximum(reach, 1e-6 * reach.max() + 1e-12)
+    scales = divisors((seen.high - seen.low) / 2)
     middle = _middle(seen, scales / MOST)
     even = f"{name}.even"
     weight = edit.array(maker.input[1])
@@ -60,8 +66,9 @@ def _normalised(edit: Editing, name: str, seen: Seen) -> dict[str, Seen]:
 def _middle(seen: Seen, steps: np.ndarray) -> np.ndarray:
     """Where each channel's steps are counted from: about the middle of its range.
 
-    The first token of a text is nearly the same in all texts and much of what attention gives is of
-    it: it lies on a step, as what it loses by rounding would be lost in all texts alike.
+    What the first tokens of texts hold on the mean lies on a step. Most models begin each text with
+    the same token, which hardly differs between texts and gets much of the attention of all others:
+    it would lose the same by rounding in every text. Where texts begin otherwise it costs nothing.
     """
     first = seen.first / seen.texts
     away = np.rint((first - (seen.low + seen.high) / 2) / steps)

@@ -10,7 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from e2rank.encoders.onnx.editing import Editing
 from e2rank.encoders.onnx.layers import is_two_way
 from e2rank.encoders.onnx.observed import Seen
-from e2rank.encoders.onnx.smoothing import SPARE
+from e2rank.encoders.onnx.ranges import divisors
+from e2rank.encoders.onnx.rounding import MOST
 
 _MICROSOFT = "com.microsoft"
 
@@ -46,7 +47,7 @@ def _even(edit: Editing, node: onnx.NodeProto, seen: Mapping[str, Seen]) -> bool
         return False
     middle = (keys.low + keys.high) / 2
     reaches = [np.maximum(-queries.low, queries.high), (keys.high - keys.low) / 2]
-    reaches = [SPARE * np.maximum(each, 1e-6 * each.max() + 1e-12) for each in reaches]
+    reaches = [divisors(each) for each in reaches]
     products = reaches[0] * reaches[1]
     for layer, reach, less in zip(layers, reaches, (0 * middle, middle), strict=True):
         # Of any channel a query's number times a key's is then the same share of what it was.
@@ -70,10 +71,10 @@ def int8_attention(node: onnx.NodeProto, output: str) -> onnx.GraphProto:
     """
     fields = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     weights: dict[str, np.ndarray] = {
-        "step": np.array(1 / 127, np.float32),
+        "step": np.array(1 / MOST, np.float32),
         "zero": np.array(128, np.uint8),
         "none": np.array(0, np.int8),
-        "scale": np.array(fields["scale"] / 127, np.float32),
+        "scale": np.array(fields["scale"] / MOST, np.float32),
         "apart": np.array([0, 0, fields["num_heads"], -1], np.int64),
     }
     given = dict(zip(("q", "k", "v"), node.input[:3], strict=True))

@@ -15,18 +15,15 @@ from e2rank.encoders.onnx.observed import Seen
 # Of what a far channel's range costs, the share that its weights bear.
 _SMOOTH = 0.85
 
-SPARE = 1.05
-"""Activations may reach a twentieth further than any did on the texts of the export."""
-
 
 def channel_scales(reach: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
-    """What to divide each channel by so that all activations lie in -1..1.
+    """What to divide each channel by so that none reaches much further than the others.
 
     A channel that reaches far is divided by more, and the rows of the matrices it meets are
     multiplied with as much: both then lose little.
 
     Args:
-        reach: (width,) float32, how far each channel reaches from its middle.
+        reach: (width,) float32, how far each channel reaches.
         weights: (width, any) float32 matrices.
     Returns:
         (width,) float32, above 0.
@@ -34,8 +31,7 @@ def channel_scales(reach: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarr
     reach = np.maximum(reach, max(float(reach.max()) * 1e-3, 1e-12))
     rows = np.max([np.abs(each).max(axis=1) for each in weights], axis=0)
     rows = np.maximum(rows, max(float(rows.max()) * 1e-3, 1e-12))
-    scales = reach**_SMOOTH / rows ** (1 - _SMOOTH)
-    return (scales * (reach / scales).max() * SPARE).astype(np.float32)
+    return np.asarray(reach**_SMOOTH / rows ** (1 - _SMOOTH), dtype=np.float32)
 
 
 def even_out(model: onnx.ModelProto, seen: Mapping[str, Seen]) -> dict[str, Seen]:

@@ -5,21 +5,21 @@ precision. Read in two halves it reaches half as far (outlier channel splitting,
 https://arxiv.org/abs/1901.09504).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from e2rank.encoders.onnx.editing import Editing
-from e2rank.encoders.onnx.layers import is_layer, layer_inputs
+from e2rank.encoders.onnx.layers import is_layer
 from e2rank.encoders.onnx.observed import Seen
 from e2rank.encoders.onnx.rounding import steps_of
 
 # Channels for each further part: what reads them has a fiftieth more to do.
 _APART = 48
 
-# What must be left of the squares of the steps for parts that take two nodes to be worth it.
+# Parts that take two nodes are worth it where at most so much is left of the squares of the steps.
 _WORTH = 0.6
 
 # What a hidden layer may end in: each channel of what these give is of that channel alone.
@@ -80,28 +80,26 @@ def split_inside(model: onnx.ModelProto, seen: Mapping[str, Seen]) -> dict[str, 
     """
     edit = Editing(model)
     now = dict(seen)
-    for name in layer_inputs(model):
-        readers = edit.readers[name]
-        if name not in seen or not all(is_layer(node, edit.shapes) for node in readers):
+    for name, each in seen.items():
+        layers, width = _layers(edit, name), len(each.low)
+        if not layers or len(layers) < len(edit.readers[name]):
             continue
-        if (made := _made_by(edit, name)) is None:
+        if (made := _made_by(edit, name, width)) is None:
             continue
-        matrices = [edit.array(node.input[1]) for node in readers]
-        joined = np.concatenate(matrices, axis=1)
-        split = Split.of(joined, len(joined) // _APART)
+        split = Split.of(_joined(edit, layers), width // _APART)
         for node, place in made.weights:
             edit.change(node, place, edit.array(node.input[place])[..., split.places])
-        for node, matrix in zip(readers, matrices, strict=True):
-            edit.change(node, 1, split.rows(matrix))
+        for node in layers:
+            edit.change(node, 1, split.rows(edit.array(node.input[1])))
         edit.widen(made.tensors, len(split.places))
-        now[name] = seen[name].at(split.places)
+        now[name] = each.at(split.places)
     return now
 
 
-def split_read(
+def split_normalised(
     model: onnx.ModelProto, seen: Mapping[str, Seen]
 ) -> tuple[dict[str, Seen], dict[str, np.ndarray]]:
-    """Split channels that layers read, where that makes the matrices' steps much smaller.
+    """Split channels of what normalisations give, where that makes steps much smaller.
 
     The matrices of `model` then have more rows than there are channels: whoever quantises what they
     read puts the further parts behind it.
@@ -110,22 +108,30 @@ def split_read(
         model: float32; its weights change.
         seen: what the tensors hold that may be split.
     Returns:
-        What tensors hold that are split, and the channels of their further parts.
+        What each tensor holds now, and the channels of its further parts, if any.
     """
     edit = Editing(model)
-    now: dict[str, Seen] = {}
-    again: dict[str, np.ndarray] = {}
+    now = dict(seen)
+    further = {name: np.zeros(0, dtype=np.int64) for name in seen}
     for name, each in seen.items():
-        layers = [node for node in edit.readers[name] if is_layer(node, edit.shapes)]
-        matrices = [edit.array(node.input[1]) for node in layers]
-        joined = np.concatenate(matrices, axis=1)
+        layers = _layers(edit, name)
+        joined = _joined(edit, layers)
         split = Split.of(joined, len(joined) // _APART)
         if (steps_of(split.rows(joined)) ** 2).sum() > _WORTH * (steps_of(joined) ** 2).sum():
             continue
-        for node, matrix in zip(layers, matrices, strict=True):
-            edit.change(node, 1, split.rows(matrix))
-        now[name], again[name] = each.at(split.places), split.places[len(joined) :]
-    return now, again
+        for node in layers:
+            edit.change(node, 1, split.rows(edit.array(node.input[1])))
+        now[name], further[name] = each.at(split.places), split.places[len(joined) :]
+    return now, further
+
+
+def _layers(edit: Editing, name: str) -> list[onnx.NodeProto]:
+    """Those that read a tensor."""
+    return [node for node in edit.readers.get(name, []) if is_layer(node, edit.shapes)]
+
+
+def _joined(edit: Editing, layers: Sequence[onnx.NodeProto]) -> np.ndarray:
+    return np.concatenate([edit.array(node.input[1]) for node in layers], axis=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,29 +147,33 @@ class _Made:
     tensors: set[str]
 
 
-def _made_by(edit: Editing, name: str) -> _Made | None:
+def _made_by(edit: Editing, name: str, width: int) -> _Made | None:
     """None where anything else is part of it, or reads what is made on the way."""
     found = _Made([], set())
     left, nodes = [name], set()
     while left:
         tensor = left.pop()
-        node = edit.makers.get(tensor)
-        if node is None or edit.shown(tensor):
-            return None
         if tensor in found.tensors:
             continue
+        node = edit.makers.get(tensor)
+        places = None if node is None else _places(edit, node, width)
+        if node is None or places is None or edit.shown(tensor):
+            return None
         found.tensors.add(tensor)
         nodes.add(id(node))
-        if is_layer(node, edit.shapes):
-            found.weights.append((node, 1))
-        elif node.op_type in _BY_CHANNEL:
+        found.weights.extend((node, place) for place in places)
+        if not is_layer(node, edit.shapes):
             left += [each for each in node.input if each not in edit.shapes]
-            found.weights.extend(
-                (node, place)
-                for place, each in enumerate(node.input)
-                if edit.shapes.get(each, [1])[-1:] not in ([], [1])
-            )
-        else:
-            return None
     readers = [node for each in found.tensors - {name} for node in edit.readers[each]]
     return found if all(id(node) in nodes for node in readers) else None
+
+
+def _places(edit: Editing, node: onnx.NodeProto, width: int) -> list[int] | None:
+    """Which inputs of a node are weights of `width` channels; None if it mixes channels."""
+    if not is_layer(node, edit.shapes) and node.op_type not in _BY_CHANNEL:
+        return None
+    shapes = {place: edit.shapes.get(each) for place, each in enumerate(node.input)}
+    last = {place: shape[-1] for place, shape in shapes.items() if shape}
+    if is_layer(node, edit.shapes):
+        return [1] if last[1] == width else None
+    return [place for place in last if last[place] == width]
