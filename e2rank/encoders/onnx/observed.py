@@ -14,7 +14,8 @@ from e2rank.encoders.onnx.transformer import Graph
 from e2rank.encoders.onnx.writing import write_graph
 from e2rank.encoders.tokens import Tokens
 
-# Bytes of all products: those of models above a billion weights are not worth their memory.
+# Bytes of all products: those of models above a billion weights are not worth their memory, as
+# some are held up to three times while layers are evened out and split.
 _MEMORY = 4_000_000_000
 
 
