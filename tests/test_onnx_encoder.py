@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from typer.testing import CliRunner
 
 from e2rank import Document, Engine
 from e2rank.cli import export as command
+from e2rank.cli import main
 from e2rank.cli.commands import app
 from e2rank.encoders import onnx as package
 from e2rank.encoders.judged import Change, Judged
@@ -690,6 +692,20 @@ def test_what_an_export_does_to_rankings_is_kept_and_logged_when_it_opens(
     )
     assert caplog.messages[-1].endswith(said)
     assert said in (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_command_says_what_a_bundle_is_that_it_opens(
+    tmp_path: Path, bundles: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, index = exported("soft", "fp32", bundles), tmp_path / "index"
+    Engine.build([Document("a", "a wing")], index, encoder=encoder("soft")).close()
+    words = ["e2rank", "search", str(index), "a wing", "--encoder", str(folder)]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(logging.getLogger("e2rank.onnx"), "level", logging.NOTSET)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    assert f"{folder}: tiny in fp32" in caplog.text
 
 
 @pytest.mark.parametrize(

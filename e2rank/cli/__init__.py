@@ -24,6 +24,8 @@ KNOWN = (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error)
 def main() -> None:
     """Run the command line; a known error is one line on stderr and exit status 1."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    # What a bundle is, and what it does to rankings, is said wherever one opens.
+    logging.getLogger("e2rank.onnx").setLevel(logging.INFO)
     try:
         app(standalone_mode=True)
     except KNOWN as error:

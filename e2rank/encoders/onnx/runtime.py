@@ -33,7 +33,7 @@ from e2rank.encoders.terms import sparse_queries
 from e2rank.encoders.tokens import Tokens, Wording
 from e2rank.errors import EncodingError
 
-_log = logging.getLogger("e2rank")
+_log = logging.getLogger("e2rank.onnx")
 
 
 class OnnxEncoder:
