@@ -59,7 +59,10 @@ class _Int8:
         within: Mapping[str, np.ndarray],
         head: bool,
     ) -> None:
-        """Take fixed scales for tensors `within` -1..1, which layers read with further channels."""
+        """Take fixed scales for the tensors of `within`, which lie in -1..1.
+
+        Behind all channels of each its layers read those again that `within` has, if any.
+        """
         self._graph, self._seen, self._within, self._head = model.graph, seen, within, head
         self._readers = readers_of(model)
         self._weights = {each.name: each for each in model.graph.initializer}
