@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from bundles import BUNDLES
 from harness import WORK, collection, index_of, rows, save
 from stages import stage
@@ -45,6 +46,7 @@ TEXTS = {"minilm": 300, "bge-small": 100, "smollm2": 20, "tiny-qwen3": 200}
 
 def tiny_qwen3() -> TorchEncoder:
     """A random Qwen3 of two layers that reads SmolLM2's tokens, padded on the left."""
+    torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(local_model("smollm2"))
     config = Qwen3Config(
         vocab_size=len(tokenizer),

@@ -120,9 +120,9 @@ def test_a_gzip_file_cut_short_names_the_last_whole_line(tmp_path: Path) -> None
     ("content", "message"),
     [
         (b"", "is empty: the file is cut short"),
-        (gzip.compress(GOOD)[:5], "ends early after line 0: the file is cut short"),
+        (gzip.compress(GOOD, mtime=0)[:5], "ends early after line 0: the file is cut short"),
         (GOOD, "is not a gzip file"),
-        (gzip.compress(GOOD)[:-8] + bytes(8), "is damaged after line"),
+        (gzip.compress(GOOD, mtime=0)[:-8] + bytes(8), "is damaged after line"),
     ],
 )
 def test_a_file_that_is_no_whole_gzip_file(tmp_path: Path, content: bytes, message: str) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib.metadata
 import json
 import logging
 import shutil
@@ -631,6 +632,23 @@ def test_a_bundle_of_an_adapters_folder_takes_its_name_and_not_its_place(
     assert OnnxEncoder(tmp_path / "bundle").bundle.name == "own-adapter"
     for each in (tmp_path / "bundle").iterdir():
         assert str(tmp_path).encode() not in each.read_bytes()
+
+
+def test_an_export_needs_no_package_that_is_called_onnxruntime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = importlib.metadata.version
+
+    def of_another(name: str) -> str:
+        # On a machine with onnxruntime-gpu.
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", of_another)
+    export.export_onnx(encoder("soft"), tmp_path / "bundle", texts=TEXTS[:4])
+    said = json.loads((tmp_path / "bundle" / "bundle.json").read_text(encoding="utf-8"))
+    assert said["versions"]["onnxruntime"] == onnxruntime.__version__
 
 
 def test_what_terms_add_to_a_query_is_in_the_bundle(bundles: Path) -> None:

@@ -1,5 +1,7 @@
 """What runs a graph is what was asked for, whatever onnxruntime does of itself."""
 
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_a_provider_that_does_not_start_is_refused(graph: Path, asked: list[list[str]]) -> None:
     with pytest.raises(ValueError, match=rf"{CUDA} did not start .* fell back to {CPU}"):
         Sessions(graph, provider=CUDA, threads=None)
-    assert asked == [[CUDA]]
+    # Without TF32: a bundle of float32 keeps its word on a GPU, too.
+    assert asked == [[(CUDA, {"use_tf32": "0"})]]
 
 
 def test_a_processor_that_is_asked_for_gets_no_other_provider(
@@ -51,4 +54,27 @@ def test_a_processor_that_is_asked_for_gets_no_other_provider(
     started = Sessions(graph, provider=CPU, threads=2)
     assert (started.on_cpu, started.takes, started.gives) == (True, {"x": ("n",)}, ("y",))
     assert started.bulk is not None
-    assert asked == [[CPU], [CPU]]
+    assert asked == [[(CPU, {})], [(CPU, {})]]
+
+
+@pytest.mark.parametrize(("provider", "times"), [(CUDA, 1), (CPU, 0)])
+def test_libraries_of_cuda_that_wheels_bring_are_loaded_for_it_alone(
+    provider: str,
+    times: int,
+    graph: Path,
+    asked: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    loaded = []
+
+    def preload_dlls() -> None:
+        loaded.append(provider)
+        sys.stdout.write("Failed to load libcudnn.so.9\n")
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload_dlls, raising=False)
+    expected = pytest.raises(ValueError, match=r"onnxruntime-gpu\[cuda,cudnn\]")
+    with expected if provider == CUDA else nullcontext():
+        Sessions(graph, provider=provider, threads=1)
+    assert loaded == [provider] * times
+    assert capsys.readouterr().out == ""

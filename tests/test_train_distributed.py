@@ -120,6 +120,9 @@ def test_each_process_takes_its_own_gpu_and_none_shares_one(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     said = {"RANK": "5", "WORLD_SIZE": "8"}
-    assert World.from_environment({**said, "LOCAL_RANK": "1"}).device == torch.device("cuda:1")
+    second = {**said, "LOCAL_RANK": "1"}
+    # "cuda" alone has no number, which generators and collectives ask for.
+    for device in (None, "cuda", "cuda:1"):
+        assert World.from_environment(second, device=device).device == torch.device("cuda:1")
     with pytest.raises(ValueError, match="one process a GPU"):
         World.from_environment({**said, "LOCAL_RANK": "2"})

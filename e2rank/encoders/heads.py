@@ -1,5 +1,7 @@
 """Heads on a frozen transformer: its token states become the token vectors of late interaction."""
 
+from collections.abc import Sequence
+
 import torch
 
 from e2rank.contract import Contract
@@ -33,6 +35,15 @@ class TokenHead(torch.nn.Module):
     def documents(self, states: torch.Tensor) -> torch.Tensor:
         """(t, width) states to (t, dim) float32 unit rows."""
         return torch.nn.functional.normalize(self.project(states), dim=-1)
+
+    def many_documents(self, states: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """`documents` of several texts, on the CPU: made at once, to be one copy from a GPU."""
+        rows = self.documents(torch.cat(list(states))).cpu()
+        return rows.split([len(each) for each in states])
+
+    def many_queries(self, states: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """`queries` of several texts."""
+        return [self.queries(each) for each in states]
 
     def queries(self, states: torch.Tensor) -> torch.Tensor:
         """(t, width) states to (t, dim) float32 rows whose lengths are shares that sum to 1."""

@@ -15,7 +15,7 @@ from e2rank.encoders.tokens import Tokens
 from e2rank.encoders.tower import Read, Tower
 from e2rank.errors import EncodingError
 
-MakeTokens = Callable[[torch.Tensor], torch.Tensor]
+MakeTokens = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 Row = tuple[np.ndarray, np.ndarray]
 MakeSparse = Callable[[Sequence[torch.Tensor], Sequence[Tokens]], list[Row]]
 
@@ -28,7 +28,7 @@ class Run:
         name: of the encoder, for messages.
         tower: reads them.
         layers: last layers whose states are kept; 0 where nothing is made of them.
-        tokens: (t, width) states of a text to its token vectors.
+        tokens: (t, width) states of each text to its token vectors.
         sparse: states of several texts to their terms and weights.
         soft: makes soft tokens of the vectors in `shown`, one matrix a text.
         shown: see `soft`.
@@ -90,7 +90,7 @@ class Run:
             )
         places.vectors[list(group)] = vectors
         if self.tokens is not None:
-            made = [self.tokens(each).cpu().numpy() for each in read.states]
+            made = [each.cpu().numpy() for each in self.tokens(read.states)]
             places.tokens.update(zip(group, made, strict=True))
         if self.sparse is not None:
             places.sparse.update(zip(group, self.sparse(read.states, texts), strict=True))

@@ -68,15 +68,17 @@ class SparseHead(torch.nn.Module):
         Raises:
             EncodingError: for a NaN or an infinity.
         """
-        device = self.bias.device
-        kept = [[i for i, id_ in enumerate(each.ids) if id_ not in special] for each in texts]
-        ids = [
-            # The type is said: that of an empty list would be float.
-            torch.tensor([each.ids[i] for i in own], dtype=torch.long, device=device)
-            for each, own in zip(texts, kept, strict=True)
-        ]
-        shown = [rows.float()[own] for rows, own in zip(states, kept, strict=True)]
-        votes = self.votes(shown, ids)
+        # All texts at once: each copy to a GPU, and each look-up there, costs as much as many.
+        ids = np.concatenate([np.array(each.ids, dtype=np.int64) for each in texts])
+        counted = ~np.isin(ids, list(special))
+        ends = np.cumsum([len(each.ids) for each in texts])
+        counts = [int(each.sum()) for each in np.split(counted, ends[:-1])]
+        places, own = (
+            torch.from_numpy(each).to(self.bias.device)
+            for each in (np.flatnonzero(counted), ids[counted])
+        )
+        shown = torch.cat(list(states)).float()[places]
+        votes = self.votes(shown.split(counts), own.split(counts))
         votes[:, list(special)] = 0.0
         best, terms = votes.topk(min(most, votes.shape[1]), dim=1)
         # The largest are enough: a NaN counts as larger than any number.

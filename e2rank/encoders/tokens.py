@@ -183,8 +183,11 @@ def _without_last(ids: list[int], own: Sequence[int], over: int) -> list[int]:
             f"a budget of {len(ids) - over} tokens has no room for the text between its prefix and "
             "suffix"
         )
-    gone = set(own[-over:])
-    return [id_ for place, id_ in enumerate(ids) if place not in gone]
+    gone = own[-over:]
+    if gone[-1] - gone[0] == over - 1:
+        return ids[: gone[0]] + ids[gone[-1] + 1 :]
+    apart = set(gone)
+    return [id_ for place, id_ in enumerate(ids) if place not in apart]
 
 
 def _head(text: str, pieces: Pieces, cap: int) -> str:

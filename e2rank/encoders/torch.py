@@ -157,7 +157,7 @@ class TorchEncoder:
         run = self._run(
             self._asking,
             layers=self.contract.token_layers if head else 0,
-            tokens=head.queries if head else None,
+            tokens=head.many_queries if head else None,
         )
         read = run.encoding(self.words.queries(texts), self.batch_tokens, "encoding queries")
         if self._moved is not None:
@@ -189,7 +189,7 @@ class TorchEncoder:
         run = self._run(
             self.tower,
             layers=self.contract.token_layers if tokens or sparse else 0,
-            tokens=tokens.documents if tokens else None,
+            tokens=tokens.many_documents if tokens else None,
             sparse=sparse,
         )
         return run.encoding(self.words.documents(texts), self.batch_tokens, "encoding documents")

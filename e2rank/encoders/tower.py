@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from e2rank.contract import Contract
-from e2rank.encoders.batching import pad
+from e2rank.encoders.batching import filled, pad
 from e2rank.encoders.tokens import Tokens
 
 
@@ -80,16 +81,15 @@ class Tower(torch.nn.Module):
     def _inputs(self, texts: Sequence[Tokens]) -> dict[str, torch.Tensor]:
         config: Any = self.model.config
         offset = first_position(config)
+        mask = filled([len(each.ids) for each in texts], self.side)
         arrays = {
             "input_ids": pad([each.ids for each in texts], config.pad_token_id or 0, self.side),
-            "attention_mask": pad([[1] * len(each.ids) for each in texts], 0, self.side),
-            "position_ids": pad(
-                [[offset + place for place in each.positions] for each in texts], 0, self.side
-            ),
+            "attention_mask": mask,
+            "position_ids": pad([each.positions for each in texts], 0, self.side) + offset * mask,
         }
         if getattr(config, "type_vocab_size", 0):
             # Given outright: the buffer a BERT would use ends at its 512th position.
-            arrays["token_type_ids"] = pad([[0] * len(each.ids) for each in texts], 0, self.side)
+            arrays["token_type_ids"] = np.zeros_like(mask)
         return {name: torch.from_numpy(each).to(self.device) for name, each in arrays.items()}
 
     def _embedded(

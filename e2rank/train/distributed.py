@@ -63,7 +63,8 @@ class World:
 
         Args:
             environment: the variables; None reads the process's own.
-            device: a torch device; None takes the GPU of number LOCAL_RANK when there are GPUs.
+            device: a torch device; "cuda" is the GPU of number LOCAL_RANK, and so is None when
+                there are GPUs.
         Raises:
             ValueError: if the variables contradict each other, or there are too few GPUs.
 
@@ -86,7 +87,8 @@ def start(*, device: str | None = None) -> World:
     They talk by NCCL on GPUs and by gloo on CPUs.
 
     Args:
-        device: a torch device; None takes the GPU of number LOCAL_RANK when there are GPUs.
+        device: a torch device; "cuda" is the GPU of number LOCAL_RANK, and so is None when there
+            are GPUs.
     Returns:
         This process's place among them.
     """
@@ -223,7 +225,8 @@ def _device(like: torch.Tensor | None = None) -> torch.device:
 
 def _local_device(local_rank: int, device: str | None) -> torch.device:
     if device is not None:
-        return torch.device(device)
+        given = torch.device(device)
+        return torch.device("cuda", local_rank) if given == torch.device("cuda") else given
     if not torch.cuda.is_available():
         return _CPU
     if local_rank >= torch.cuda.device_count():

@@ -41,7 +41,7 @@ from e2rank.encoders.torch import TorchEncoder
 
 Precision = Literal["fp32", "fp16", "int8"]
 
-_PACKAGES = ("e2rank", "torch", "transformers", "onnx", "onnxruntime")
+_PACKAGES = ("e2rank", "torch", "transformers", "onnx")
 
 # Texts beside the real ones that int8 is set by; each is read as a query too.
 _CALIBRATED = 48
@@ -136,8 +136,16 @@ def _write(encoder: TorchEncoder, side: Path, precision: Precision, texts: Seque
         queries=queries,
         sparse=sparse,
         opset=OPSET,
-        versions={each: importlib.metadata.version(each) for each in _PACKAGES},
+        versions=_versions(),
     )
+
+
+def _versions() -> dict[str, str]:
+    import onnxruntime
+
+    # Its package is onnxruntime, onnxruntime-gpu or another.
+    found = {each: importlib.metadata.version(each) for each in _PACKAGES}
+    return found | {"onnxruntime": onnxruntime.__version__}
 
 
 def _calibration(words: Wording, texts: Sequence[str]) -> list[Tokens]:

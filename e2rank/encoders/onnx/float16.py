@@ -14,8 +14,25 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     made: onnx.ModelProto = convert_float_to_float16(
         model, keep_io_types=True, disable_shape_infer=True, node_block_list=heads
     )
+    _make_once(made)
     _drop_detours(made)
     return made
+
+
+def _make_once(model: onnx.ModelProto) -> None:
+    """Drop what is made a second time: before 1.32 onnxruntime cast a tensor for every reader."""
+    first = {
+        name: place
+        for place, node in reversed(list(enumerate(model.graph.node)))
+        for name in node.output
+    }
+    kept = [
+        node
+        for place, node in enumerate(model.graph.node)
+        if all(first[name] == place for name in node.output)
+    ]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
 
 
 def _drop_detours(model: onnx.ModelProto) -> None:

@@ -3,7 +3,9 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ _DEVICES = {
     "CUDAExecutionProvider": "cuda",
     "TensorrtExecutionProvider": "cuda",
 }
+
+# Matrices of float32 would be rounded to TF32: eleven bits, and other vectors in other batches.
+_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 
 # A second session reads batches beside each other, where its weights are cheap to hold twice.
 _TWICE = 500_000_000
@@ -102,7 +107,7 @@ class Sessions:
             session = runtime.InferenceSession(
                 str(self._path),
                 options,
-                providers=[self._provider],
+                providers=[(self._provider, _OPTIONS.get(self._provider, {}))],
                 disabled_optimizers=_SLOWER_ON_CPU if self.on_cpu else [],
             )
         except Exception as error:
@@ -114,7 +119,8 @@ class Sessions:
         if (found := session.get_providers()[0]) != self._provider:
             raise ValueError(
                 f"{self._provider} did not start and onnxruntime fell back to {found}; check its "
-                "drivers, or pass provider='CPUExecutionProvider'"
+                "drivers and libraries (of CUDA: pip install 'onnxruntime-gpu[cuda,cudnn]'), or "
+                "pass provider='CPUExecutionProvider'"
             )
         if not self.on_cpu and (left := left_to_cpu(session)):
             _log.warning(
@@ -151,4 +157,9 @@ def _onnxruntime(provider: str) -> Any:
             f"{', '.join(found)}; for CUDA, uninstall onnxruntime and install 'e2rank[gpu]': the "
             "packages onnxruntime and onnxruntime-gpu overwrite each other"
         )
+    if provider in _DEVICES and hasattr(onnxruntime, "preload_dlls"):
+        # CUDA's libraries may be those of wheels, where the system's loader does not look; what
+        # is missing is printed, and told below by what does not start.
+        with redirect_stdout(StringIO()):
+            onnxruntime.preload_dlls()
     return onnxruntime

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from e2rank.encoders.batching import pad
+from e2rank.encoders.batching import filled, pad
 from e2rank.encoders.onnx.sessions import Sessions
 from e2rank.encoders.tokens import Tokens
 from e2rank.errors import EncodingError
@@ -39,8 +39,8 @@ class SparseGraph:
         """
         ids = pad([each.ids for each in texts], 0, self._padding)
         n, t = ids.shape
-        filled = pad([[1] * len(each.ids) for each in texts], 0, self._padding).astype(bool)
-        counted = filled & ~np.isin(ids, list(self._special))
+        own = filled([len(each.ids) for each in texts], self._padding).astype(bool)
+        counted = own & ~np.isin(ids, list(self._special))
         places = [np.flatnonzero(row) + number * t for number, row in enumerate(counted)]
         feed = {
             "states": states,

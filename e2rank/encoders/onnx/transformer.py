@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from e2rank.encoders.batching import batches, pad
+from e2rank.encoders.batching import batches, filled, pad
 from e2rank.encoders.onnx.sessions import Sessions
 from e2rank.encoders.onnx.sparse import SparseGraph
 from e2rank.encoders.tokens import Tokens
@@ -96,8 +96,8 @@ class Graph:
         starts = width - lengths if side == "left" else np.zeros_like(lengths)
         feed = {
             "input_ids": pad([each.ids for each in texts], 0, side),
-            "attention_mask": pad([[1] * length for length in lengths], 0, side),
-            "position_ids": pad([list(each.positions) for each in texts], 0, side),
+            "attention_mask": filled(lengths, side),
+            "position_ids": pad([each.positions for each in texts], 0, side),
             "starts": starts,
             "stops": starts + np.array([each.pooled for each in texts], dtype=np.int64),
             "heads": np.array(any(name != "vectors" for name in names)),
