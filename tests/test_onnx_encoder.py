@@ -349,8 +349,8 @@ print(json.dumps(found))
 
 def test_a_provider_that_is_not_there_is_refused(bundles: Path) -> None:
     folder = exported("soft", "fp32", bundles)
-    with pytest.raises(ValueError, match=r"has no TensorrtExecutionProvider, it has .*CPU"):
-        OnnxEncoder(folder, provider="TensorrtExecutionProvider")
+    with pytest.raises(ValueError, match=r"has no NoSuchExecutionProvider, it has .*CPU"):
+        OnnxEncoder(folder, provider="NoSuchExecutionProvider")
 
 
 def test_prompts_of_vectors_need_a_model_trained_for_them(bundles: Path) -> None:

@@ -123,6 +123,23 @@ def test_reading_has_a_gradient_and_encoding_has_no_dropout(
     assert trainee.tower.training
 
 
+def test_no_token_of_padding_attends_to_nothing_while_a_model_is_trained(tmp_path: Path) -> None:
+    config = support.config(support.qwen_base(tmp_path / "base"), "a", tmp_path)
+    trainee = model.load(config, [3], CPU)
+    assert trainee.tower.side == "left"
+    masks = []
+    trainee.tower.model.register_forward_pre_hook(
+        lambda module, given, named: masks.append(named["attention_mask"]), with_kwargs=True
+    )
+    words = trainee.words.queries(["wing", "a wing of a shock and more words"])
+    found = trainee.read(words).detach().numpy()
+    # Every token of a causal sequence sees the first: it is none of padding.
+    assert bool(masks[0][:, 0].all())
+    assert not bool(masks[0].all())
+    alone = np.concatenate([trainee.encode([each]) for each in words])
+    np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5)
+
+
 def test_the_bases_own_dropout_is_off_unless_asked_for(bert: str, tmp_path: Path) -> None:
     settings = {"tune": "full", "train_documents": True}
     config = support.config(bert, "a", tmp_path, **settings)

@@ -52,6 +52,7 @@ class Tower(torch.nn.Module):
         texts: Sequence[Tokens],
         layers: int = 0,
         soft: Sequence[torch.Tensor] = (),
+        side: str = "",
     ) -> Read:
         """Read n sequences in one batch.
 
@@ -60,12 +61,15 @@ class Tower(torch.nn.Module):
             layers: how many last layers to give the states of.
             soft: for each sequence, (k, width) embeddings of its k soft tokens; () where no
                 sequence has any.
+            side: where shorter sequences are padded; "" for the tower's own side.
         """
-        inputs = self._inputs(texts)
+        side = side or self.side
+        inputs = self._inputs(texts, side)
+        starts, stops = _spans(inputs["input_ids"].shape[1], texts, side)
         if soft:
-            inputs["inputs_embeds"] = self._embedded(inputs.pop("input_ids"), texts, soft)
+            ids = inputs.pop("input_ids")
+            inputs["inputs_embeds"] = self._embedded(ids, texts, soft, starts)
         given = self.model(**inputs, return_dict=True, output_hidden_states=layers > 0)
-        starts, stops = self._spans(given.last_hidden_state.shape[1], texts)
         # The last layer's is the one that some models normalise once more at the end.
         shown = [*given.hidden_states[-layers:-1], given.last_hidden_state] if layers else []
         parts = [torch.nn.functional.normalize(each.float(), dim=-1) for each in shown]
@@ -78,14 +82,14 @@ class Tower(torch.nn.Module):
         spans = zip(torch.cat(parts, -1), starts, stops, strict=True)
         return Read(vectors, tuple(each[start:stop] for each, start, stop in spans))
 
-    def _inputs(self, texts: Sequence[Tokens]) -> dict[str, torch.Tensor]:
+    def _inputs(self, texts: Sequence[Tokens], side: str) -> dict[str, torch.Tensor]:
         config: Any = self.model.config
         offset = first_position(config)
-        mask = filled([len(each.ids) for each in texts], self.side)
+        mask = filled([len(each.ids) for each in texts], side)
         arrays = {
-            "input_ids": pad([each.ids for each in texts], config.pad_token_id or 0, self.side),
+            "input_ids": pad([each.ids for each in texts], config.pad_token_id or 0, side),
             "attention_mask": mask,
-            "position_ids": pad([each.positions for each in texts], 0, self.side) + offset * mask,
+            "position_ids": pad([each.positions for each in texts], 0, side) + offset * mask,
         }
         if getattr(config, "type_vocab_size", 0):
             # Given outright: the buffer a BERT would use ends at its 512th position.
@@ -93,11 +97,14 @@ class Tower(torch.nn.Module):
         return {name: torch.from_numpy(each).to(self.device) for name, each in arrays.items()}
 
     def _embedded(
-        self, ids: torch.Tensor, texts: Sequence[Tokens], soft: Sequence[torch.Tensor]
+        self,
+        ids: torch.Tensor,
+        texts: Sequence[Tokens],
+        soft: Sequence[torch.Tensor],
+        starts: Sequence[int],
     ) -> torch.Tensor:
         model: Any = self.model
         words = model.get_input_embeddings()(ids)
-        starts, _ = self._spans(ids.shape[1], texts)
         places = [
             (row, start + place)
             for row, (start, each) in enumerate(zip(starts, texts, strict=True))
@@ -106,10 +113,6 @@ class Tower(torch.nn.Module):
         where = torch.tensor(places, dtype=torch.long, device=ids.device).view(-1, 2)
         # Not in place: the words' embeddings may need a gradient of their own.
         return words.index_put(tuple(where.T), torch.cat(list(soft)).to(words))
-
-    def _spans(self, width: int, texts: Sequence[Tokens]) -> tuple[list[int], list[int]]:
-        starts = [width - len(each.ids) if self.side == "left" else 0 for each in texts]
-        return starts, [start + each.pooled for start, each in zip(starts, texts, strict=True)]
 
     def _pool(self, hidden: torch.Tensor, starts: list[int], stops: list[int]) -> torch.Tensor:
         rows = torch.arange(len(starts), device=hidden.device)
@@ -121,6 +124,11 @@ class Tower(torch.nn.Module):
         places = torch.arange(hidden.shape[1], device=hidden.device)
         mask = ((places >= first[:, None]) & (places < last[:, None])).unsqueeze(-1)
         return (hidden.float() * mask).sum(1).to(hidden.dtype) / mask.sum(1)
+
+
+def _spans(width: int, texts: Sequence[Tokens], side: str) -> tuple[list[int], list[int]]:
+    starts = [width - len(each.ids) if side == "left" else 0 for each in texts]
+    return starts, [start + each.pooled for start, each in zip(starts, texts, strict=True)]
 
 
 def first_position(config: Any) -> int:

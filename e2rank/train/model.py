@@ -57,7 +57,9 @@ class Trainee:
         device = self.tower.device
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             tokens = [self.soft.tokens(each.to(device)) for each in shown] if self.soft else []
-            vectors: torch.Tensor = self.tower(texts, soft=tokens).vectors
+            # Padding in front of a causal sequence attends to nothing, and of such rows kernels of
+            # GPUs may give a gradient of NaN.
+            vectors: torch.Tensor = self.tower(texts, soft=tokens, side="right").vectors
         return vectors.float()
 
     @torch.no_grad()
