@@ -1,18 +1,15 @@
 """What is done to an exported graph: each change by its definition, on graphs of a few nodes."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime.transformers.float16
 import pytest
 from graph_support import WIDTH, add_layer, copied, drawn, floats, read, run, watched
 from onnx import TensorProto, helper, numpy_helper
 
 from e2rank.encoders.onnx import observed as observing
 from e2rank.encoders.onnx import rounding
-from e2rank.encoders.onnx.float16 import to_float16
 from e2rank.encoders.onnx.layers import layer_inputs
 from e2rank.encoders.onnx.observed import Seen, observed
 from e2rank.encoders.onnx.quantise import to_int8
@@ -488,33 +485,3 @@ def test_a_graph_without_heads_stays_as_it_is() -> None:
     )
     before = model.SerializeToString()
     assert heads_when_wanted(model).SerializeToString() == before
-
-
-def test_what_several_heads_read_is_cast_once_whatever_the_converter_does(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    nodes = [
-        helper.make_node("MatMul", ["x", "up"], ["wide"], name="body"),
-        helper.make_node("Abs", ["wide"], ["size"], name="first head"),
-        helper.make_node("Add", ["wide", "size"], ["vectors"], name="second head"),
-    ]
-    weights = {"up": np.random.default_rng(0).standard_normal((WIDTH, WIDTH)).astype(np.float32)}
-    ends = [floats("x", "n", "t", WIDTH)], [floats("vectors", "n", "t", WIDTH)]
-    model = drawn(nodes, weights, *ends)
-    model.graph.value_info.append(floats("wide", "n", "t", WIDTH))
-    for node in model.graph.node[1:]:
-        del node.metadata_props[:]
-    known = run(model, "vectors", x=read())[0]
-    real = onnxruntime.transformers.float16.convert_float_to_float16
-
-    def before_1_32(*given: Any, **how: Any) -> onnx.ModelProto:
-        made: onnx.ModelProto = real(*given, **how)
-        casts = [node for node in made.graph.node if node.name == "wide_cast_to_fp32_node"]
-        assert casts
-        made.graph.node.extend(casts)
-        return made
-
-    monkeypatch.setattr(onnxruntime.transformers.float16, real.__name__, before_1_32)
-    made = to_float16(model)
-    assert sum(node.output[0] == "wide_cast_to_fp32" for node in made.graph.node) == 1
-    np.testing.assert_allclose(run(made, "vectors", x=read())[0], known, rtol=0, atol=0.1)

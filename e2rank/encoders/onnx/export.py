@@ -23,7 +23,7 @@ from e2rank.encoders.onnx.bundle import (
     save_json,
 )
 from e2rank.encoders.onnx.exporting import OPSET
-from e2rank.encoders.onnx.float16 import to_float16
+from e2rank.encoders.onnx.float16 import MOST, largest, to_float16
 from e2rank.encoders.onnx.graph import Parts, graph_of
 from e2rank.encoders.onnx.layers import layer_inputs
 from e2rank.encoders.onnx.observed import observed
@@ -45,6 +45,9 @@ _PACKAGES = ("e2rank", "torch", "transformers", "onnx")
 
 # Texts beside the real ones that int8 is set by; each is read as a query too.
 _CALIBRATED = 48
+
+# Of those, one in so many shows how far a transformer's tensors reach.
+_RANGED = 4
 
 
 def export_onnx(
@@ -106,7 +109,9 @@ def export_onnx(
 def _write(encoder: TorchEncoder, side: Path, precision: Precision, texts: Sequence[str]) -> Bundle:
     parts = Parts.of(encoder)
     documents = queries = "model.onnx"
-    read = _calibration(encoder.words, texts) if precision == "int8" else []
+    read = _calibration(encoder.words, texts) if precision != "fp32" else []
+    if precision == "fp16":
+        read = read[::_RANGED]
     _save_graph(graph_of(parts.documents, parts), side / documents, precision, read)
     if parts.asking is not parts.documents:
         queries = "query.onnx"
@@ -166,6 +171,12 @@ def _save_graph(
 ) -> None:
     evened: list[str] = []
     if precision == "fp16":
+        name, most = largest(model, read)
+        if not most <= MOST:
+            raise gate.ExportRefused(
+                f"the export is refused: {name} reaches {most:.6g} and float16 ends at {MOST:.0f}; "
+                "export it in fp32 or int8"
+            )
         model = to_float16(model)
     elif precision == "int8":
         seen = observed(model, layer_inputs(model), read, ranges=attention_inputs(model))

@@ -1,36 +1,122 @@
-"""Smaller graphs for GPUs: float16."""
+"""Smaller graphs for GPUs: float16, and float32 for what float16 would spoil."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
-from e2rank.encoders.onnx.layers import in_body
+from e2rank.encoders.onnx.layers import in_body, readers_of
+from e2rank.encoders.onnx.sessions import CPU, Sessions
+from e2rank.encoders.onnx.transformer import Graph
+from e2rank.encoders.onnx.writing import write_graph
+from e2rank.encoders.tokens import Tokens
+
+MOST = 65_504.0
+"""The largest number of float16."""
+
+# A normalisation by the root of the mean square, which other graphs have as one node: squares of
+# what is above 256 are no float16, and of what is below 1/128 only a few bits are.
+_NORMS = ("Pow", "ReduceMean", "Sqrt", "Reciprocal")
+_LAST = {"ReduceMean": "Add", "Sqrt": "Div", "Reciprocal": "Mul"}
+
+# Angles of rotary positions: above 2,048 float16 has no odd numbers.
+_ANGLES = ("Cos", "Sin")
 
 
 def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` itself, its transformer now in float16, pooling and heads in float32."""
+    """`model` itself, its transformer now in float16.
+
+    Pooling, heads, the inside of normalisations and the angles of rotary positions stay in float32,
+    in which models compute them whatever the precision of their weights.
+    """
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     heads = [node.name for node in model.graph.node if not in_body(node)]
     made: onnx.ModelProto = convert_float_to_float16(
-        model, keep_io_types=True, disable_shape_infer=True, node_block_list=heads
+        model,
+        keep_io_types=True,
+        disable_shape_infer=True,
+        node_block_list=[*heads, *sorted(_exact(model))],
     )
     _make_once(made)
     _drop_detours(made)
+    # Casts were put at the end; ONNX asks that a node follows what it reads.
+    OnnxModel(made).topological_sort()
     return made
+
+
+def largest(model: onnx.ModelProto, texts: Sequence[Tokens]) -> tuple[str, float]:
+    """Of what `to_float16` would hold in float16, the tensor that reaches furthest, and how far.
+
+    A graph in float16 shows it on GPUs alone: on a CPU onnxruntime computes it in float32.
+
+    Args:
+        model: in float32; it is left as it is.
+        texts: at least one, read each alone.
+    """
+    names = list(_held(model))
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    for place, name in enumerate(names):
+        size, most = f"size of {name}", f"most of {name}"
+        watched.graph.node.append(helper.make_node("Abs", [name], [size], name=f"size {place}"))
+        reduce = helper.make_node("ReduceMax", [size], [most], name=f"most {place}", keepdims=0)
+        watched.graph.node.append(reduce)
+        watched.graph.output.append(helper.make_tensor_value_info(most, TensorProto.FLOAT, []))
+    found = dict.fromkeys(names, 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "watched.onnx"
+        write_graph(watched, path)
+        graph = Graph(Sessions(path, provider=CPU, threads=None), "right")
+        for each in texts:
+            [values] = graph.run([f"most of {name}" for name in names], [[each]], [None])
+            for name, value in zip(names, values, strict=True):
+                found[name] = max(found[name], float(value))
+    worst = max(found, key=lambda name: found[name])
+    return worst, found[worst]
+
+
+def _held(model: onnx.ModelProto) -> Iterator[str]:
+    """Tensors of the transformer that `to_float16` holds in float16."""
+    floats = {
+        each.name
+        for each in model.graph.value_info
+        if each.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    exact = _exact(model)
+    for node in model.graph.node:
+        if in_body(node) and node.name not in exact:
+            yield from (name for name in node.output if name in floats)
+
+
+def _exact(model: onnx.ModelProto) -> set[str]:
+    """Names of the transformer's nodes that stay in float32."""
+    body = [node for node in model.graph.node if in_body(node)]
+    readers, makers = readers_of(model), {name: node for node in body for name in node.output}
+    exact = {node.name for node in body if node.op_type in _NORMS}
+    for node in body:
+        after = _LAST.get(node.op_type)
+        exact |= {each.name for each in readers.get(node.output[0], ()) if each.op_type == after}
+    before = [node for node in body if node.op_type in _ANGLES]
+    while before:
+        node = before.pop()
+        if node.name not in exact:
+            exact.add(node.name)
+            before += [makers[name] for name in node.input if name in makers]
+    return exact
 
 
 def _make_once(model: onnx.ModelProto) -> None:
     """Drop what is made a second time: before 1.32 onnxruntime cast a tensor for every reader."""
-    first = {
-        name: place
-        for place, node in reversed(list(enumerate(model.graph.node)))
-        for name in node.output
-    }
-    kept = [
-        node
-        for place, node in enumerate(model.graph.node)
-        if all(first[name] == place for name in node.output)
-    ]
+    made: set[str] = set()
+    kept = []
+    for node in model.graph.node:
+        if not made.issuperset(node.output):
+            kept.append(node)
+            made.update(node.output)
     del model.graph.node[:]
     model.graph.node.extend(kept)
 
