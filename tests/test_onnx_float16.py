@@ -146,6 +146,37 @@ def test_how_far_a_graph_reaches_is_the_most_of_what_float16_holds(tmp_path: Pat
     assert held[name] == pytest.approx(most, rel=1e-5)
 
 
+def test_what_is_made_in_float32_and_read_in_float16_counts_as_held() -> None:
+    # A cube, as some forms of GELU have it: its reader is of float16, so it is cast on its way.
+    nodes = [
+        helper.make_node("MatMul", ["x", "up"], ["wide"], name="wide"),
+        helper.make_node("Pow", ["wide", "three"], ["cube"], name="cube"),
+        helper.make_node("Mul", ["cube", "wide"], ["vectors"], name="vectors"),
+    ]
+    weights = {"up": np.eye(WIDTH, dtype=np.float32), "three": np.array(3, dtype=np.float32)}
+    model = drawn(
+        nodes, weights, [floats("x", "n", "t", WIDTH)], [floats("vectors", "n", "t", WIDTH)]
+    )
+    model.graph.value_info.extend(floats(name, "n", "t", WIDTH) for name in ("wide", "cube"))
+    assert [*float16._held(model)] == ["wide", "cube"]
+    del model.graph.value_info[:]
+    assert largest(model, []) == ("", 0.0)
+
+
+@pytest.mark.parametrize("places", [[0, 1], [1, 0]])
+def test_a_nan_is_further_than_float16_reaches(places: list[int], tmp_path: Path) -> None:
+    encoder = decoder()
+    model = exported(encoder)
+    [table] = [
+        each for each in model.graph.initializer if each.name.endswith("embed_tokens.weight")
+    ]
+    words = encoder.words.documents(["lift", "wing"])
+    values = onnx.numpy_helper.to_array(table).copy()
+    values[[*{*words[0].ids} - {*words[1].ids}]] = np.nan
+    table.CopyFrom(onnx.numpy_helper.from_array(values, table.name))
+    assert np.isnan(largest(model, [words[place] for place in places])[1])
+
+
 def test_what_float16_cannot_hold_is_refused_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(ExportRefused, match=r"reaches \d+ and float16 ends at 65504"):
         export.export_onnx(decoder(1e6), tmp_path / "out", precision="fp16", texts=["a", "wing"])

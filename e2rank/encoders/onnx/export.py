@@ -154,7 +154,7 @@ def _versions() -> dict[str, str]:
 
 
 def _calibration(words: Wording, texts: Sequence[str]) -> list[Tokens]:
-    """What int8 is set by: real texts, some of those given, and some of every length."""
+    """What int8 is set by, and float16 tried on: real texts, some given, some of every length."""
     paragraphs, questions = real_texts()
     made_up = list(dict.fromkeys(sample_texts()))
     ours = {*made_up, *paragraphs, *questions}

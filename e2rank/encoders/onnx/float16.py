@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
@@ -56,8 +57,14 @@ def largest(model: onnx.ModelProto, texts: Sequence[Tokens]) -> tuple[str, float
     Args:
         model: in float32; it is left as it is.
         texts: at least one, read each alone.
+    Returns:
+        Its name, and the largest of its absolute values: a NaN if there is one; "" and 0.0 where
+        nothing is held in float16.
     """
     names = list(_held(model))
+    if not names:
+        # onnxruntime takes no names for all.
+        return "", 0.0
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     for place, name in enumerate(names):
@@ -66,17 +73,17 @@ def largest(model: onnx.ModelProto, texts: Sequence[Tokens]) -> tuple[str, float
         reduce = helper.make_node("ReduceMax", [size], [most], name=f"most {place}", keepdims=0)
         watched.graph.node.append(reduce)
         watched.graph.output.append(helper.make_tensor_value_info(most, TensorProto.FLOAT, []))
-    found = dict.fromkeys(names, 0.0)
+    found = np.zeros(len(names))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "watched.onnx"
         write_graph(watched, path)
         graph = Graph(Sessions(path, provider=CPU, threads=None), "right")
         for each in texts:
             [values] = graph.run([f"most of {name}" for name in names], [[each]], [None])
-            for name, value in zip(names, values, strict=True):
-                found[name] = max(found[name], float(value))
-    worst = max(found, key=lambda name: found[name])
-    return worst, found[worst]
+            found = np.maximum(found, np.array(values, dtype=np.float64))
+    # Both keep a NaN as the largest of all.
+    worst = int(found.argmax())
+    return names[worst], float(found[worst])
 
 
 def _held(model: onnx.ModelProto) -> Iterator[str]:
@@ -86,10 +93,14 @@ def _held(model: onnx.ModelProto) -> Iterator[str]:
         for each in model.graph.value_info
         if each.type.tensor_type.elem_type == TensorProto.FLOAT
     }
-    exact = _exact(model)
+    exact, readers = _exact(model), readers_of(model)
+    half = {node.name for node in model.graph.node if in_body(node)} - exact
     for node in model.graph.node:
-        if in_body(node) and node.name not in exact:
-            yield from (name for name in node.output if name in floats)
+        if not in_body(node):
+            continue
+        for name in floats.intersection(node.output):
+            if node.name in half or any(each.name in half for each in readers.get(name, ())):
+                yield name
 
 
 def _exact(model: onnx.ModelProto) -> set[str]:
