@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_onnx import MODELS, RANKINGS, measured, texts_of
-from bundles import BUNDLES, ensure_bundles
+from bundles import ensure_bundle
 from encode_peer import weights
 from gpu_listwise import listwise
 from harness import ROOT, WORK, collection, rows, save
@@ -36,6 +36,7 @@ from e2rank.train import TrainConfig, train
 from e2rank.train.log import read_log
 
 DONE = WORK / "bench-gpu"
+MINILM = DONE / "bundles" / "minilm"
 CUDA = "CUDAExecutionProvider"
 COLLECTIONS = ("scifact", "nfcorpus", "trec-dl19-pool")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
@@ -63,7 +64,7 @@ def agreement() -> list[dict[str, Any]]:
 
 
 def _agreement(name: str, precision: Precision, model: Any) -> dict[str, Any]:
-    folder, texts = BUNDLES / f"{name}-{precision}", texts_of(name)[::3]
+    folder, texts = DONE / "bundles" / f"{name}-{precision}", texts_of(name)[::2]
     try:
         if not (folder / "bundle.json").is_file():
             export_onnx(model, folder, precision=precision, texts=texts)
@@ -71,7 +72,7 @@ def _agreement(name: str, precision: Precision, model: Any) -> dict[str, Any]:
             export = OnnxEncoder(folder, provider=CUDA)
             report = compare(model, export, texts, BOUNDS[precision])
     except (ExportRefused, ValueError) as error:
-        return {"refused": str(error)}
+        return {"refused": str(error).replace(str(folder), folder.name)}
     del report["probes"]
     return report | {"warned": warned.lines}
 
@@ -100,11 +101,12 @@ class Warned(logging.Handler):
 
 def encoders() -> dict[str, Callable[[], Any]]:
     """How `minilm` runs on a GPU."""
-    ensure_bundles(PRECISIONS)
+    for precision in PRECISIONS:
+        ensure_bundle("minilm", precision, MINILM.with_name(f"minilm-{precision}"))
     return {
         "torch bf16": lambda: encoder_on("cuda"),
-        "onnx fp32": lambda: OnnxEncoder(BUNDLES / "minilm-fp32", provider=CUDA),
-        "onnx fp16": lambda: OnnxEncoder(BUNDLES / "minilm-fp16", provider=CUDA),
+        "onnx fp32": lambda: OnnxEncoder(MINILM.with_name("minilm-fp32"), provider=CUDA),
+        "onnx fp16": lambda: OnnxEncoder(MINILM.with_name("minilm-fp16"), provider=CUDA),
     }
 
 
@@ -236,13 +238,15 @@ PART_OF: Mapping[str, Callable[[], Any]] = {
 
 def table(found: list[dict[str, Any]]) -> None:
     """Print what is a number or a word."""
-    head = [each for each, value in found[0].items() if isinstance(value, str | int | float)]
-    cells = [
-        [f"{each[name]:.4g}" if isinstance(each[name], float) else str(each[name]) for name in head]
+    shown = [
+        {name: value for name, value in each.items() if isinstance(value, str | int | float)}
         for each in found
-        if head[-1] in each
     ]
-    rows([head, *cells])
+    head = list(dict.fromkeys(name for each in shown for name in each))
+    cells = [[each.get(name, "") for name in head] for each in shown]
+    rows(
+        [head, *([f"{x:.4g}" if isinstance(x, float) else str(x) for x in line] for line in cells)]
+    )
 
 
 def main() -> None:

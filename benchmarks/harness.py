@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".work"
 RESULTS = ROOT / "benchmarks" / "results"
 DATA = Path(os.environ.get("E2RANK_DATA", ROOT.parent / "shared" / "data"))
-PACKAGES = ("torch", "transformers", "sentence-transformers", "faiss-cpu", "numpy")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "faiss-cpu",
+    "faiss-gpu",
+    "onnxruntime-gpu",
+    "numpy",
+)
 
 
 def collection(name: str) -> Path:
@@ -75,13 +84,22 @@ def save(name: str, what: str, results: Any) -> None:
         "processor": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "packages": {package: version(package) for package in PACKAGES},
+        "packages": _versions(),
     }
     fields = {"what": what, "machine": machine, "results": results}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"wrote {path.relative_to(ROOT)}")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        # Of packages for a CPU and a GPU one is installed.
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def rows(table: Sequence[Sequence[str]]) -> None:

@@ -12,7 +12,8 @@ import onnx
 import onnxruntime.transformers.float16
 import pytest
 import torch
-from encoders_support import QWEN, made
+import transformers
+from encoders_support import QWEN, SMALL, made, random_model
 from graph_support import WIDTH, copied, drawn, floats, read, run
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
@@ -24,6 +25,7 @@ from e2rank.encoders.onnx.float16 import largest, to_float16
 from e2rank.encoders.onnx.gate import ExportRefused
 from e2rank.encoders.onnx.graph import Parts, graph_of
 from e2rank.encoders.onnx.overlap import cosines
+from e2rank.encoders.onnx.samples import real_texts
 from e2rank.encoders.onnx.sessions import CPU, Sessions
 from e2rank.encoders.onnx.transformer import Graph
 from e2rank.encoders.tokens import Tokens
@@ -138,7 +140,7 @@ def test_how_far_a_graph_reaches_is_the_most_of_what_float16_holds(tmp_path: Pat
     shown.graph.output.extend(helper.make_tensor_value_info(name, 1, None) for name in names)
     onnx.save(shown, tmp_path / "shown.onnx")
     graph = Graph(Sessions(tmp_path / "shown.onnx", provider=CPU, threads=1), "right")
-    for [*arrays] in graph.run(names, [[each] for each in words], [None] * 2):
+    for arrays in graph.run(names, [[each] for each in words], [None] * 2):
         for name, array in zip(names, arrays, strict=True):
             held[name] = max(held.get(name, 0.0), float(np.abs(array).max()))
     name, most = largest(model, words)
@@ -160,7 +162,8 @@ def test_what_is_made_in_float32_and_read_in_float16_counts_as_held() -> None:
     model.graph.value_info.extend(floats(name, "n", "t", WIDTH) for name in ("wide", "cube"))
     assert [*float16._held(model)] == ["wide", "cube"]
     del model.graph.value_info[:]
-    assert largest(model, []) == ("", 0.0)
+    with pytest.raises(ValueError, match="names no type of its tensors"):
+        largest(model, [])
 
 
 @pytest.mark.parametrize("places", [[0, 1], [1, 0]])
@@ -177,8 +180,38 @@ def test_a_nan_is_further_than_float16_reaches(places: list[int], tmp_path: Path
     assert np.isnan(largest(model, [words[place] for place in places])[1])
 
 
+def mistral() -> TorchEncoder:
+    sizes: dict[str, Any] = {"num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 1}
+    config = transformers.MistralConfig(**SMALL | sizes, vocab_size=720, sliding_window=8)
+    return made(QWEN, model=random_model(transformers.MistralModel, config))
+
+
+def mpnet() -> TorchEncoder:
+    config = transformers.MPNetConfig(**SMALL | {"num_hidden_layers": 1}, vocab_size=30527)
+    return made(model=random_model(transformers.MPNetModel, config))
+
+
+@pytest.mark.parametrize("make", [mistral, mpnet])
+def test_what_masks_is_not_what_float16_cannot_hold(make: Any) -> None:
+    # Masks are the least of float32, and empty buckets of positions the logarithm of 0.
+    encoder = make()
+    name, most = largest(exported(encoder), encoder.words.documents(["lift", "a wing of a shock"]))
+    assert name
+    assert 0 < most < 1e3
+
+
+def test_float16_is_tried_on_prompts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, tried = decoder(), []
+    monkeypatch.setattr(export, "largest", lambda _, texts: tried.extend(texts) or ("x", np.nan))
+    with pytest.raises(ExportRefused, match="x reaches nan"):
+        export.export_onnx(encoder, tmp_path / "out", precision="fp16", texts=["a", "wing"])
+    paragraphs, questions = real_texts()
+    [prompt] = encoder.words.prompts(questions[:1], [paragraphs[:4]])
+    assert prompt in tried
+
+
 def test_what_float16_cannot_hold_is_refused_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(ExportRefused, match=r"reaches \d+ and float16 ends at 65504"):
+    with pytest.raises(ExportRefused, match=r"refused: \S+ reaches \S+ and float16 ends at 65504"):
         export.export_onnx(decoder(1e6), tmp_path / "out", precision="fp16", texts=["a", "wing"])
     assert not (tmp_path / "out").exists()
 

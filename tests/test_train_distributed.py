@@ -126,3 +126,8 @@ def test_each_process_takes_its_own_gpu_and_none_shares_one(
         assert World.from_environment(second, device=device).device == torch.device("cuda:1")
     with pytest.raises(ValueError, match="one process a GPU"):
         World.from_environment({**said, "LOCAL_RANK": "2"})
+    with pytest.raises(ValueError, match="one process a GPU"):
+        World.from_environment({**said, "LOCAL_RANK": "2"}, device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="sees no GPU here; pass device='cpu'"):
+        World.from_environment(second, device="cuda")

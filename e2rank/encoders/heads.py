@@ -37,12 +37,15 @@ class TokenHead(torch.nn.Module):
         return torch.nn.functional.normalize(self.project(states), dim=-1)
 
     def many_documents(self, states: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """`documents` of several texts, on the CPU: made at once, to be one copy from a GPU."""
+        """(t, width) states of several texts to (t, dim) float32 unit rows of each, on the CPU.
+
+        They are made at once: on a GPU each product and each copy costs as much as one of many.
+        """
         rows = self.documents(torch.cat(list(states))).cpu()
         return rows.split([len(each) for each in states])
 
     def many_queries(self, states: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """`queries` of several texts."""
+        """(t, width) states of several texts to the (t, dim) float32 rows of `queries` of each."""
         return [self.queries(each) for each in states]
 
     def queries(self, states: torch.Tensor) -> torch.Tensor:

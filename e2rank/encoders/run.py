@@ -90,7 +90,8 @@ class Run:
             )
         places.vectors[list(group)] = vectors
         if self.tokens is not None:
-            made = [each.cpu().numpy() for each in self.tokens(read.states)]
+            # Copies, as a part of a batch would keep all of it in memory.
+            made = [each.cpu().numpy().copy() for each in self.tokens(read.states)]
             places.tokens.update(zip(group, made, strict=True))
         if self.sparse is not None:
             places.sparse.update(zip(group, self.sparse(read.states, texts), strict=True))

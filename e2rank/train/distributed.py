@@ -224,10 +224,11 @@ def _device(like: torch.Tensor | None = None) -> torch.device:
 
 
 def _local_device(local_rank: int, device: str | None) -> torch.device:
-    if device is not None:
-        given = torch.device(device)
-        return torch.device("cuda", local_rank) if given == torch.device("cuda") else given
+    if device is not None and torch.device(device) != torch.device("cuda"):
+        return torch.device(device)
     if not torch.cuda.is_available():
+        if device is not None:
+            raise ValueError("device is 'cuda' and PyTorch sees no GPU here; pass device='cpu'")
         return _CPU
     if local_rank >= torch.cuda.device_count():
         raise ValueError(

@@ -40,7 +40,7 @@ def train(
         config: everything that makes a run.
         resume: go on from the last checkpoint of a run that was interrupted.
         progress: called with the number of steps done.
-        device: a torch device; None takes the GPU when there is one.
+        device: a torch device; None takes the GPU when there is one, "cuda" needs one.
     Returns:
         The folder.
     Raises:

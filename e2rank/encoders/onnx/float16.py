@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from e2rank.encoders.onnx.layers import in_body, readers_of
 from e2rank.encoders.onnx.sessions import CPU, Sessions
@@ -16,6 +16,10 @@ from e2rank.encoders.tokens import Tokens
 
 MOST = 65_504.0
 """The largest number of float16."""
+
+# Below minus this lies what is added to scores that shall not count: the least of float32, or the
+# logarithm of 0.
+_MASKING = 1e38
 
 # A normalisation by the root of the mean square, which other graphs have as one node: squares of
 # what is above 256 are no float16, and of what is below 1/128 only a few bits are.
@@ -58,21 +62,25 @@ def largest(model: onnx.ModelProto, texts: Sequence[Tokens]) -> tuple[str, float
         model: in float32; it is left as it is.
         texts: at least one, read each alone.
     Returns:
-        Its name, and the largest of its absolute values: a NaN if there is one; "" and 0.0 where
-        nothing is held in float16.
+        Its name, and the largest of its absolute values: a NaN if there is one. What masks is left
+        out: float16 has an infinity for it.
+    Raises:
+        ValueError: if the graph does not say which of its tensors are of float32.
     """
     names = list(_held(model))
     if not names:
-        # onnxruntime takes no names for all.
-        return "", 0.0
+        raise ValueError("the graph names no type of its tensors; export it again")
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
-    for place, name in enumerate(names):
-        size, most = f"size of {name}", f"most of {name}"
-        watched.graph.node.append(helper.make_node("Abs", [name], [size], name=f"size {place}"))
-        reduce = helper.make_node("ReduceMax", [size], [most], name=f"most {place}", keepdims=0)
-        watched.graph.node.append(reduce)
-        watched.graph.output.append(helper.make_tensor_value_info(most, TensorProto.FLOAT, []))
+    for name in names:
+        watched.graph.node.extend(_most(name))
+        most = helper.make_tensor_value_info(f"most of {name}", TensorProto.FLOAT, [])
+        watched.graph.output.append(most)
+    limits = {"masking": _MASKING, "nothing": 0.0}
+    watched.graph.initializer.extend(
+        numpy_helper.from_array(np.array(value, dtype=np.float32), name)
+        for name, value in limits.items()
+    )
     found = np.zeros(len(names))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "watched.onnx"
@@ -84,6 +92,20 @@ def largest(model: onnx.ModelProto, texts: Sequence[Tokens]) -> tuple[str, float
     # Both keep a NaN as the largest of all.
     worst = int(found.argmax())
     return names[worst], float(found[worst])
+
+
+def _most(name: str) -> list[onnx.NodeProto]:
+    """Nodes that give the largest absolute value of a tensor but of what masks."""
+    size, masks, own = f"size of {name}", f"masks of {name}", f"own of {name}"
+    steps = [
+        ("Abs", [name], size),
+        # A NaN is not above anything, and so stays.
+        ("GreaterOrEqual", [size, "masking"], masks),
+        ("Where", [masks, "nothing", size], own),
+    ]
+    nodes = [helper.make_node(kind, given, [to], name=to) for kind, given, to in steps]
+    most = f"most of {name}"
+    return [*nodes, helper.make_node("ReduceMax", [own], [most], name=most, keepdims=0)]
 
 
 def _held(model: onnx.ModelProto) -> Iterator[str]:

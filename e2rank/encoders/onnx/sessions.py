@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from functools import cached_property
+from functools import cache, cached_property
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ class Sessions:
             raise ValueError(
                 f"{self._provider} did not start and onnxruntime fell back to {found}; check its "
                 "drivers and libraries (of CUDA: pip install 'onnxruntime-gpu[cuda,cudnn]'), or "
-                "pass provider='CPUExecutionProvider'"
+                f"pass provider='CPUExecutionProvider'. {_loaded()}".rstrip()
             )
         if not self.on_cpu and (left := left_to_cpu(session)):
             _log.warning(
@@ -157,9 +157,22 @@ def _onnxruntime(provider: str) -> Any:
             f"{', '.join(found)}; for CUDA, uninstall onnxruntime and install 'e2rank[gpu]': the "
             "packages onnxruntime and onnxruntime-gpu overwrite each other"
         )
-    if provider in _DEVICES and hasattr(onnxruntime, "preload_dlls"):
-        # CUDA's libraries may be those of wheels, where the system's loader does not look; what
-        # is missing is printed, and told below by what does not start.
-        with redirect_stdout(StringIO()):
-            onnxruntime.preload_dlls()
+    if provider in _DEVICES:
+        _loaded()
     return onnxruntime
+
+
+@cache
+def _loaded() -> str:
+    """Load CUDA's libraries where wheels put them, as the system's loader does not look there.
+
+    Returns:
+        What onnxruntime prints of those that it misses.
+    """
+    import onnxruntime
+
+    said = StringIO()
+    if hasattr(onnxruntime, "preload_dlls"):
+        with redirect_stdout(said):
+            onnxruntime.preload_dlls()
+    return " ".join(said.getvalue().split())
