@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_onnx import MODELS, RANKINGS, measured, texts_of
+from bench_onnx import MODELS, RANKINGS, measured, moved, texts_of
 from bundles import ensure_bundle
 from encode_peer import weights
 from gpu_listwise import listwise
@@ -31,7 +31,7 @@ from e2rank.encoders.onnx import OnnxEncoder, export_onnx
 from e2rank.encoders.onnx.export import Precision
 from e2rank.encoders.onnx.gate import BOUNDS, ExportRefused, compare
 from e2rank.encoders.presets import load_encoder
-from e2rank.evaluate import Collection, load_beir, permutation_test
+from e2rank.evaluate import Collection, load_beir
 from e2rank.train import TrainConfig, train
 from e2rank.train.log import read_log
 
@@ -130,12 +130,8 @@ def _rankings(name: str) -> list[dict[str, Any]]:
             "queries": len(judged.queries),
             "way": way,
             "ranking": ranking,
-            "fp32": float(np.mean(list(known[ranking].values()))),
-            "change": float(
-                np.mean([value - known[ranking][query] for query, value in values[ranking].items()])
-            ),
-            "p_value": permutation_test(values[ranking], known[ranking]),
         }
+        | moved(known[ranking], values[ranking])
         for way, values in found.items()
         for ranking in RANKINGS
     ]

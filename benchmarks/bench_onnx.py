@@ -143,6 +143,15 @@ def measured(judged: Collection, folder: Path, encoder: Any) -> dict[str, dict[s
     return values
 
 
+def moved(known: dict[str, float], values: dict[str, float]) -> dict[str, float]:
+    """The mean of a measure in float32, its change, and how likely chance alone is."""
+    return {
+        "fp32": float(np.mean(list(known.values()))),
+        "change": float(np.mean([values[query] - known[query] for query in known])),
+        "p_value": permutation_test(values, known),
+    }
+
+
 def rankings(name: str) -> list[dict[str, Any]]:
     """int8 for queries, for documents, and for both, against the model, on one collection."""
     found: list[dict[str, Any]] = stage(DONE / f"{name}-{key()}.json", lambda: _rankings(name))
@@ -165,10 +174,8 @@ def _rankings(name: str) -> list[dict[str, Any]]:
             "queries": len(judged.queries),
             "int8": what,
             "ranking": label,
-            "fp32": float(np.mean(list(known[label].values()))),
-            "change": float(np.mean([values[label][q] - known[label][q] for q in known[label]])),
-            "p_value": permutation_test(values[label], known[label]),
         }
+        | moved(known[label], values[label])
         for what, values in found.items()
         for label in known
     ]
