@@ -21,19 +21,17 @@ from bench_onnx import MODELS, RANKINGS, measured, moved, texts_of
 from bundles import ensure_bundle
 from encode_peer import weights
 from gpu_listwise import listwise
-from harness import ROOT, WORK, collection, rows, save
+from gpu_training import training
+from harness import WORK, collection, rows, save
 from stages import stage
 from workers import in_turns
 
 from e2rank import Engine
-from e2rank.config import load_recipe
 from e2rank.encoders.onnx import OnnxEncoder, export_onnx
 from e2rank.encoders.onnx.export import Precision
 from e2rank.encoders.onnx.gate import BOUNDS, ExportRefused, compare
 from e2rank.encoders.presets import load_encoder
 from e2rank.evaluate import Collection, load_beir
-from e2rank.train import TrainConfig, train
-from e2rank.train.log import read_log
 
 DONE = WORK / "bench-gpu"
 MINILM = DONE / "bundles" / "minilm"
@@ -43,7 +41,6 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 EXPORTED = ("minilm", "tiny-qwen3", "smollm2")
 REFERENCE = "sentence-transformers"
 PART, PARTS, ASKED = 1000, 3, 50
-STEPS = 8
 
 
 def agreement() -> list[dict[str, Any]]:
@@ -206,21 +203,6 @@ def timer(call: Callable[[Any], Any]) -> Callable[[Any], float]:
         return time.perf_counter() - begun
 
     return seconds
-
-
-def training() -> list[dict[str, Any]]:
-    """The first steps of a recipe on the CPU and on the GPU: losses, and seconds a step."""
-    found = []
-    for device in ("cpu", "cuda"):
-        folder = DONE / f"trained-{device}"
-        shutil.rmtree(folder, ignore_errors=True)
-        changed = {"steps": STEPS, "out": str(folder)}
-        config = load_recipe(TrainConfig, ROOT / "training" / "minilm-vectors.toml", changed)
-        train(config, device=device)
-        steps = [each for each in read_log(folder) if "loss" in each]
-        taken, losses = ([each[name] for each in steps] for name in ("seconds", "loss"))
-        found.append({"device": device, "seconds": float(np.median(taken)), "losses": losses})
-    return found
 
 
 PART_OF: Mapping[str, Callable[[], Any]] = {
