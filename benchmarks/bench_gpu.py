@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -53,9 +54,9 @@ def agreement() -> list[dict[str, Any]]:
             print(f"skipped {name}: {error}")
             continue
         for precision in PRECISIONS:
-            found.append(
-                {"model": name, "precision": precision} | _agreement(name, precision, model)
-            )
+            row = {"model": name, "precision": precision}
+            done = DONE / f"agreement-{name}-{precision}.json"
+            found.append(row | stage(done, partial(_agreement, name, precision, model)))
             print(found[-1], flush=True)
     return found
 

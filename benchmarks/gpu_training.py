@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from gpu_listwise import SHAPE
 from harness import ROOT, WORK, collection
+from stages import stage
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from e2rank.config import load_recipe
@@ -42,6 +43,10 @@ def training(device: str = "cuda") -> list[dict[str, Any]]:
 
 def _steps(name: str, device: str, changed: dict[str, Any]) -> dict[str, Any]:
     folder = HERE / f"trained-{name.removesuffix('.toml')}-{device}"
+    return stage(HERE / f"{folder.name}.json", lambda: _trained(folder, name, device, changed))
+
+
+def _trained(folder: Path, name: str, device: str, changed: dict[str, Any]) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     config = load_recipe(TrainConfig, RECIPES / name, changed | {"out": str(folder)})
     if device != "cpu":
