@@ -1,8 +1,13 @@
 """What is asked is refused here, before any work, where it makes no sense."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+
+def listed(texts: Iterable[str]) -> Sequence[str]:
+    """Texts that may be read more than once; one string stays one, for a check to refuse."""
+    return texts if isinstance(texts, str) else list(texts)
 
 
 def check_queries(queries: Sequence[str]) -> None:

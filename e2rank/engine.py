@@ -1,25 +1,25 @@
 """The engine: gather, refine, rerank, return. It knows rows and documents at once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from e2rank.checks import check_ranking
+from e2rank.checks import check_ranking, listed
 from e2rank.contract import Prompt
 from e2rank.encoders import Encoder
 from e2rank.gather import GivenList
 from e2rank.gather.bm25 import Bm25Cache
 from e2rank.gather.choose import Gather, Sources, choose_gatherer
 from e2rank.gather.multivector import check_tokens
-from e2rank.hits import Hits
+from e2rank.hits import Hits, pairs_of
 from e2rank.index import Store
 from e2rank.indexed import Indexed
 from e2rank.rerank.choose import Rerank, choose
 from e2rank.rerank.refine import MaxSim, Refine, choose_refine
 from e2rank.search import Search, order_texts
-from e2rank.where import parse_where, where_from_text
+from e2rank.where import read_where
 
 
 class Engine(Indexed):
@@ -64,7 +64,7 @@ class Engine(Indexed):
 
     def search_many(  # noqa: PLR0913 - one call, every choice by name
         self,
-        queries: Sequence[str],
+        queries: Iterable[str],
         k: int = 10,
         *,
         gather: Gather = "dense",
@@ -119,10 +119,8 @@ class Engine(Indexed):
                 encoder or the index lacks the vectors that a stage needs.
             MissingExtra: if "bm25" is asked for and its packages are not installed.
         """
-        if isinstance(where, str):
-            where = where_from_text(where)
         whole = self.store
-        store = whole if where is None else whole.where(parse_where(where))
+        store = whole if where is None else whole.where(read_where(where))
         search = Search(
             gatherer=choose_gatherer(gather, Sources(self.encoder, store, whole, self._bm25)),
             store=store,
@@ -134,12 +132,12 @@ class Engine(Indexed):
             rounds=feedback_rounds,
             weight=fuse,
         )
-        return search.run(queries)
+        return search.run(listed(queries))
 
     def rank(
         self,
         query: str,
-        documents: Sequence[str],
+        documents: Iterable[str],
         top_k: int | None = None,
         *,
         return_documents: bool = False,
@@ -151,17 +149,20 @@ class Engine(Indexed):
 
         Args:
             query: not blank.
-            documents: the texts to rank.
+            documents: the texts to rank, in an order that "corpus_id" counts.
             top_k: how many to return; None returns all.
             return_documents: whether to add each text under "text".
             rerank: as in `search_many`.
         Returns:
-            `{"corpus_id": position, "score": float}` a document, best first.
+            `{"corpus_id": position, "score": float}` a document, best first. Scores tell the
+            documents of one list apart and no more: unless `rerank` is False, when they are
+            cosines, they are standardised within the list.
         Raises:
             ValueError: for a blank query or top_k < 1.
         """
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be at least 1")
+        documents = listed(documents)
         order, scores = order_texts(self.encoder, choose(rerank, self.encoder), query, documents)
         ranked: list[dict[str, Any]] = [
             {"corpus_id": int(place), "score": float(scores[place])} for place in order[:top_k]
@@ -173,7 +174,7 @@ class Engine(Indexed):
     def rerank(
         self,
         query: str,
-        ranking: Sequence[tuple[str, float]],
+        ranking: Iterable[tuple[str, float]],
         *,
         refine: Refine = None,
         rerank: Rerank = True,
@@ -185,7 +186,7 @@ class Engine(Indexed):
 
         Args:
             query: not blank.
-            ranking: (id, score) of documents of this index, best first.
+            ranking: (id, score) of documents of this index, best first; or the `Hits` of a search.
             refine: as in `search_many`, before the rerank. All of the list is returned, so a
                 `MaxSim` prunes only if its own k is given.
             rerank: as in `search_many`, or "cosine" for the plain cosine with the query.
@@ -199,6 +200,7 @@ class Engine(Indexed):
                 not sorted or has a score that is not finite; for a blank query; if the encoder or
                 the index lacks the token vectors that refining needs.
         """
+        ranking = pairs_of(ranking)
         check_ranking(ranking)
         store = self.store
         found = store.rows_of([identifier for identifier, _ in ranking])

@@ -1,7 +1,7 @@
 """What a search returns: `Hits`, a sequence of `Hit` that knows what finding them took."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -84,10 +84,41 @@ class Hits(Sequence[Hit]):
         return fields | {"hits": hits} | mappings
 
     def to_trec(self, query_id: str, tag: str = "e2rank") -> str:
-        """Lines of a TREC run: `query Q0 document rank score tag`."""
+        """Lines of a TREC run: `query Q0 document rank score tag`.
+
+        Raises:
+            ValueError: if a name has white space, which separates the columns.
+        """
+        check_columns([query_id, tag, *(hit.id for hit in self.hits)])
         lines = [f"{query_id} Q0 {hit.id} {hit.rank} {hit.score!r} {tag}" for hit in self.hits]
         return "\n".join(lines)
 
     def to_beir(self) -> dict[str, float]:
         """Document id to score, as BEIR's evaluators take it."""
         return {hit.id: hit.score for hit in self.hits}
+
+
+def check_columns(names: Iterable[str]) -> None:
+    """Refuse what cannot be a column of a TREC run.
+
+    Raises:
+        ValueError: naming the first that is empty or has white space.
+    """
+    for name in names:
+        if len(name.split()) != 1:
+            raise ValueError(f"{name!r} cannot be a column of a run: white space separates columns")
+
+
+def pairs_of(ranking: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    """The (id, score) pairs of a ranking, or of the hits of a search.
+
+    Raises:
+        ValueError: naming the place of what is neither.
+    """
+    if isinstance(ranking, Hits):
+        return [(hit.id, hit.score) for hit in ranking]
+    found = list(ranking)
+    for place, each in enumerate(found):
+        if not isinstance(each, tuple | list) or len(each) != 2 or not isinstance(each[0], str):
+            raise ValueError(f"entry {place} of the ranking is {each!r}; expected (id, score)")
+    return found

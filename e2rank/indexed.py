@@ -14,6 +14,7 @@ from e2rank.index import Store, build_index
 from e2rank.index.opened import Opened
 from e2rank.index.verify import check
 from e2rank.ingest import Ingest, check_same
+from e2rank.where import read_where
 
 _log = logging.getLogger("e2rank")
 
@@ -130,19 +131,46 @@ class Indexed:
     def __len__(self) -> int:
         return len(self.store)
 
+    def __reduce__(self) -> Any:
+        # For pickle and copy, which would say no more than that SQLite's connections do not.
+        raise TypeError(
+            "an engine maps files and is not pickled or copied: open the index in each process, by "
+            "Engine.open"
+        )
+
+    def __contains__(self, identifier: object) -> bool:
+        return isinstance(identifier, str) and self.store.row_of(identifier) is not None
+
+    def get(self, ids: Iterable[str]) -> list[Document]:
+        """Documents by id, in the order asked; `engine.store` iterates over all.
+
+        Args:
+            ids: of documents of the index.
+        Raises:
+            KeyError: for an id that is not there; `id in engine` tells.
+            ValueError: for one string instead of several, or an id that is no string.
+        """
+        store, wanted = self.store, _checked_ids(ids)
+        found = store.rows_of(wanted)
+        if missing := [each for each in wanted if each not in found]:
+            raise KeyError(f"{store.folder} holds no document {missing[0]!r}")
+        return store.documents([found[each] for each in wanted])
+
     @property
     def store(self) -> Store:
         """The open index, as of the commit that searches see.
 
         Raises:
-            ValueError: if the engine has none.
+            ValueError: if the engine has none, or was closed.
         """
         return self._index.store
 
     @property
     def _index(self) -> Opened:
         if self._opened is None:
-            raise ValueError("this engine has no index; make one with Engine.build or Engine.open")
+            raise ValueError(
+                "this engine has no index, or was closed; make one with Engine.build or Engine.open"
+            )
         return self._opened
 
     def close(self) -> None:
@@ -193,28 +221,33 @@ class Indexed:
             ingest.report()
         return done
 
-    def delete(self, ids: Iterable[str], *, commit: bool = True) -> int:
-        """Delete documents by id; an id that is not there is passed over.
+    def delete(
+        self,
+        ids: Iterable[str] = (),
+        *,
+        where: Mapping[str, Any] | str | None = None,
+        commit: bool = True,
+    ) -> int:
+        """Delete documents by id, by a filter, or both; an id that is not there is passed over.
 
         Their bytes stay in the index's files until its segments are merged or `compact` is called.
 
         Args:
             ids: of documents.
+            where: documents whose metadata meet this filter, as in a search, are deleted too.
             commit: as for `add`.
         Returns:
             How many were there, and are gone.
         Raises:
-            ValueError: for one string instead of several, or an id that is no string.
+            ValueError: for one string instead of several, an id that is no string, or a filter
+                that is none.
             IndexFormatError: if another process is writing.
         """
-        if isinstance(ids, str):
-            raise ValueError("expected several ids, got one string; pass a list of it")
-        ids = list(ids)
-        for each in ids:
-            if not isinstance(each, str):
-                raise ValueError(f"{each!r} is no id: ids are strings")
+        wanted = _checked_ids(ids)
+        condition = None if where is None else read_where(where)
         with self._index.change(commit=commit) as writer:
-            return writer.delete(ids)
+            matched = 0 if condition is None else writer.delete_where(condition)
+            return matched + writer.delete(wanted)
 
     def commit(self) -> None:
         """Make what `add` and `delete` kept back durable and seen, at once.
@@ -258,6 +291,16 @@ class Indexed:
         store = self.store
         store.verify()
         check(store)
+
+
+def _checked_ids(ids: Iterable[str]) -> list[str]:
+    if isinstance(ids, str):
+        raise ValueError("expected several ids, got one string; pass a list of it")
+    found = list(ids)
+    for each in found:
+        if not isinstance(each, str):
+            raise ValueError(f"{each!r} is no id: ids are strings")
+    return found
 
 
 def _warn_of_another(encoder: Encoder, adapter: Path) -> None:

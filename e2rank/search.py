@@ -63,6 +63,8 @@ class Search:
             ("depth", self.depth, 1),
             ("feedback_rounds", self.rounds, 0),
         ):
+            if not isinstance(value, int | np.integer) or isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number")
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
         if self.rounds and self.reranker is None:
@@ -157,7 +159,10 @@ class Search:
 
     def _fed_back(self, pool: Pool) -> Pool:
         if self.reranker is not None and len(pool.rows) and not pool.error and pool.vector is None:
-            raise ValueError(f"feedback_rounds needs a query vector; {self.reranker.name} has none")
+            raise ValueError(
+                f"feedback_rounds needs a query vector, and the rerank {self.reranker.name!r} has "
+                "none; take rerank='prf' or 'listwise'"
+            )
         return pool.fed_back(self.store, self.depth)
 
 

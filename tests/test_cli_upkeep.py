@@ -42,6 +42,7 @@ def test_add_delete_and_compact_say_what_they_did(
     deleted = run("delete", folder, "panel", "nobody", "--json")
     assert json.loads(deleted.out) == {"deleted": 1, "not_there": 1, "documents": 2}
     compacted = json.loads(run("compact", folder, "--json").out)
+    assert "nothing to delete" in run("delete", folder).err
     assert (compacted["documents"], compacted["segments"]) == (2, 1)
     shown = json.loads(run("show", folder, "--verify", "--json").out)
     assert (shown["documents"], shown["deleted"], shown["segments"]) == (2, 0, 1)

@@ -430,3 +430,74 @@ def test_a_merge_never_gives_damaged_bytes_a_new_hash(
     with pytest.raises(IndexFormatError, match=f"{name} is damaged"):
         engine.compact()
     assert list(damage(folder)) == [f"segments/000001/{name}"]
+
+
+def test_documents_are_had_by_id_in_the_order_asked(engine: Engine) -> None:
+    engine.add(TWO)
+    engine.delete(["heat"])
+    wanted = ["tail", "wing", "panel", "tail"]
+    assert [each.id for each in engine.get(wanted)] == wanted
+    (panel,) = engine.get(["panel"])
+    assert (panel.text, panel.metadata) == ("panel wing lift", {"year": 1980, "lang": "de"})
+    assert engine.get([]) == []
+    assert "panel" in engine
+    assert "heat" not in engine
+    assert 7 not in engine
+    for gone in ("heat", "never"):
+        with pytest.raises(KeyError, match=f"holds no document '{gone}'"):
+            engine.get(["wing", gone])
+    with pytest.raises(ValueError, match="got one string"):
+        engine.get("wing")
+
+
+@pytest.mark.parametrize(
+    ("where", "left"),
+    [
+        ({"year": {">=": 1970}}, {"wing", "heat"}),
+        ("not exists year", {"wing", "panel", "tail"}),
+        ({"year": 1}, {"wing", "panel", "heat", "tail"}),
+        ({}, set()),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_meets_a_filter_is_deleted_and_nothing_else(
+    engine: Engine, folder: Path, where: Any, left: set[str], kept: bool
+) -> None:
+    engine.add(TWO, commit=not kept)
+    assert engine.delete(where=where) == 4 - len(left)
+    assert {each.id for each in engine.store} == left
+    with Engine.open(folder, engine.encoder) as again:
+        assert {each.id for each in again.store} == left
+
+
+def test_ids_and_a_filter_delete_together_and_count_each_document_once(engine: Engine) -> None:
+    assert engine.delete(["wing", "heat"], where="year <= 1960") == 3
+    assert len(engine) == 0
+    with pytest.raises(ValueError, match="expected"):
+        engine.delete(where="year <=")
+
+
+def test_a_field_that_no_document_has_is_warned_of_once(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        assert found(engine, where="yeer > 1900 or lang = 'en'") == ["wing"]
+    (said,) = [each for each in caplog.messages if "field" in each]
+    assert said.endswith("no document's metadata have a field 'yeer'")
+
+
+def test_queries_texts_and_rankings_may_come_from_iterators(engine: Engine) -> None:
+    words = ["wing", "panel"]
+    many = engine.search_many((each for each in words), 2, rerank=False)
+    assert [each.hits for each in many] == [
+        engine.search(each, 2, rerank=False).hits for each in words
+    ]
+    texts = ["a wing", "heat", "panel of a wing"]
+    for rerank in (False, True):
+        expected = engine.rank("wing", texts, return_documents=True, rerank=rerank)
+        assert engine.rank("wing", iter(texts), return_documents=True, rerank=rerank) == expected
+    hits = engine.search("wing", rerank=False)
+    pairs = [(hit.id, hit.score) for hit in hits]
+    for given in (hits, iter(pairs)):
+        assert engine.rerank("panel", given).hits == engine.rerank("panel", pairs).hits

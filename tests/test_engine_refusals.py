@@ -1,5 +1,7 @@
 """What the engine refuses, and in which words: queries, options, models and folders."""
 
+import copy
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +30,11 @@ QUERY = "heat transfer in the boundary layer of a slender wing"
         ({"prompt": "title"}, "prompt is 'title'; expected 'text' or 'vectors'"),
         ({"prompt": "vectors"}, "hashing-256 was not trained to read prompts of vectors"),
         ({"rerank": "bm25"}, "rerank is 'bm25'; expected"),
+        ({"k": 1.5}, "k is 1.5; it must be a whole number"),
+        ({"k": "5"}, "k is '5'; it must be a whole number"),
+        ({"k": None}, "k is None; it must be a whole number"),
+        ({"k": True}, "k is True; it must be a whole number"),
+        ({"depth": 1e2}, "depth is 100.0; it must be a whole number"),
     ],
 )
 def test_options_out_of_range_are_refused(
@@ -48,6 +55,24 @@ def test_what_is_no_query_is_refused(engine: Engine, query: Any) -> None:
 def test_one_string_instead_of_several_queries_is_refused(engine: Engine) -> None:
     with pytest.raises(ValueError, match="expected a list of queries, got one string"):
         engine.search_many(QUERY)
+
+
+@pytest.mark.parametrize("act", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_an_engine_that_is_pickled_or_copied_says_how_to_have_another(
+    engine: Engine, act: Any
+) -> None:
+    with pytest.raises(TypeError, match=r"open the index in each process, by Engine\.open"):
+        act(engine)
+
+
+def test_an_engine_that_was_closed_says_so(tmp_path: Path) -> None:
+    engine = Engine.build([{"id": "wing", "text": "lift"}], tmp_path / "index", "hashing")
+    store = engine.store
+    engine.close()
+    with pytest.raises(ValueError, match="has no index, or was closed"):
+        engine.search(QUERY)
+    with pytest.raises(ValueError, match="was closed: open it again"):
+        list(store)
 
 
 def test_an_engine_without_an_index_says_so() -> None:
@@ -116,6 +141,9 @@ def test_a_folder_that_is_no_index_is_refused(tmp_path: Path) -> None:
         ([("1", 2.0), ("1", 1.0)], "holds a document twice"),
         ([("1", float("nan"))], "NaN or infinite"),
         ([("1", 1.0), ("2", 2.0)], "not sorted; expected the best first"),
+        (["1", "2"], r"entry 0 of the ranking is '1'; expected \(id, score\)"),
+        ({"1": 2.0}, r"entry 0 of the ranking is '1'; expected \(id, score\)"),
+        ([("1", 2.0), (2, 1.0)], r"entry 1 of the ranking is \(2, 1.0\); expected"),
     ],
 )
 def test_what_is_no_ranking_is_refused(
@@ -153,5 +181,5 @@ class Blind:
 
 
 def test_feedback_by_a_reranker_without_a_query_vector_is_refused(engine: Engine) -> None:
-    with pytest.raises(ValueError, match="feedback_rounds needs a query vector; blind has none"):
+    with pytest.raises(ValueError, match="and the rerank 'blind' has none; take"):
         engine.search(QUERY, rerank=Blind(), feedback_rounds=1)

@@ -1,5 +1,6 @@
 """What a search returns: a sequence, and the shapes other tools read."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def test_a_trec_run_is_read_back_with_every_bit_of_the_scores(hits: Hits, tmp_pa
         ("q1", "d7", 0.75),
         ("q1", "d1", 0.1 + 0.2),
     ]
+
+
+@pytest.mark.parametrize(("query", "tag"), [("q 1", "mine"), ("", "mine"), ("q1", "my tag")])
+def test_what_cannot_be_a_column_of_a_run_is_refused(hits: Hits, query: str, tag: str) -> None:
+    with pytest.raises(ValueError, match="cannot be a column of a run"):
+        hits.to_trec(query, tag=tag)
+    spaced = Hits(query="x", hits=(dataclasses.replace(hits[0], id="a b"),))
+    with pytest.raises(ValueError, match="'a b' cannot be a column of a run"):
+        spaced.to_trec("q1")
 
 
 def test_to_beir_is_a_score_for_each_id(hits: Hits) -> None:

@@ -1,8 +1,10 @@
 """One process writes at a time, and a lock says whose it is."""
 
+import gc
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +19,7 @@ from index_support import DIM, by_id, held
 from e2rank import Engine
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import IndexFormatError
-from e2rank.index import Writer
+from e2rank.index import Store, Writer
 from e2rank.index.files import LOCK
 from e2rank.index.verify import repair
 
@@ -161,3 +163,86 @@ def test_an_engine_whose_documents_change_it_is_told_so(folder: Path) -> None:
         assert held(engine) == by_id(TEXTS)
         engine.add([{"id": "new", "text": "w1"}])
         assert len(engine) == 21
+
+
+def forked(act: Any) -> int:
+    """What a forked process, which does `act` and ends as scripts do, says by its exit status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+        except IndexFormatError as error:
+            os._exit(
+                7 if f"process {os.getppid()}, of which this one is a fork" in f"{error}" else 8
+            )
+        # As an interpreter that ends: generators that are suspended run their finally.
+        gc.collect()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("action", ["nothing", "close", "lose", "add", "delete", "commit"])
+def test_a_fork_neither_commits_nor_drops_what_its_parent_kept_back(
+    folder: Path, action: str
+) -> None:
+    engine = Engine.open(folder, HashingEncoder(DIM))
+    engine.add([{"id": "new", "text": "kept back"}], commit=False)
+
+    def lose() -> None:
+        nonlocal engine
+        del engine
+
+    actions = {
+        "nothing": lambda: None,
+        "close": lambda: engine.close(),
+        "lose": lose,
+        "add": lambda: engine.add(TEXTS[:1]),
+        "delete": lambda: engine.delete(["1"]),
+        "commit": lambda: engine.commit(),
+    }
+    refused = action in ("add", "delete", "commit")
+    assert forked(actions[action]) == (7 if refused else 0)
+    with pytest.raises(IndexFormatError, match=f"is being written by process {os.getpid()}"):
+        Writer(Store.open(folder))
+    assert len(Store.open(folder)) == len(TEXTS)
+    engine.commit()
+    assert len(Store.open(folder, verify=True)) == len(TEXTS) + 1
+
+
+def test_changes_whose_lock_was_removed_are_not_committed_over_those_of_another(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine.open(folder, HashingEncoder(DIM))
+    engine.delete(["1"], commit=False)
+    (folder / LOCK).unlink()
+    with Engine.open(folder, HashingEncoder(DIM)) as other:
+        other.add([{"id": "new", "text": "of another"}])
+        with pytest.raises(IndexFormatError, match="was removed while changes were kept back"):
+            engine.commit()
+        other.delete(["2"], commit=False)
+        engine.close()
+        assert "not committed are dropped" in caplog.text
+        other.commit()
+    store = Store.open(folder, verify=True)
+    assert {each.id for each in store} == {each["id"] for each in TEXTS} - {"2"} | {"new"}
+
+
+def test_an_engine_whose_folder_was_removed_closes(folder: Path) -> None:
+    engine = Engine.open(folder, HashingEncoder(DIM))
+    engine.delete(["1"], commit=False)
+    shutil.rmtree(folder)
+    engine.close()
+
+
+def test_an_index_stays_the_folder_it_was_wherever_the_process_goes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = HashingEncoder(DIM)
+    (tmp_path / "elsewhere").mkdir()
+    Engine.build(TEXTS[:1], tmp_path / "elsewhere" / folder.name, encoder).close()
+    monkeypatch.chdir(folder.parent)
+    engine = Engine.open(folder.name, encoder)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    engine.add([{"id": "new", "text": "here"}])
+    assert len(engine) == len(Store.open(folder)) == len(TEXTS) + 1
+    assert len(Store.open(tmp_path / "elsewhere" / folder.name)) == 1

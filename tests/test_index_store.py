@@ -1,6 +1,7 @@
 """Reading an index: a search is exact arithmetic, rows keep their order, threads share a store."""
 
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -265,3 +266,19 @@ def test_closing_twice_is_no_error(index: Path) -> None:
     with Store.open(index) as store:
         store.close()
     store.close()
+
+
+def test_closing_waits_for_who_is_reading(index: Path) -> None:
+    store = Store.open(index)
+    (segment,) = store.segments
+    ended: list[str] = []
+    with segment.table._reading() as connection:
+        closing = threading.Thread(target=lambda: [store.close(), ended.append("closed")])
+        closing.start()
+        closing.join(0.2)
+        assert not ended
+        assert connection.execute("SELECT count(*) FROM documents").fetchone() == (10,)
+    closing.join(10)
+    assert ended == ["closed"]
+    with pytest.raises(ValueError, match=f"{index} was closed: open it again"):
+        store.documents([0])

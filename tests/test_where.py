@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from datetime import date
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -217,6 +219,26 @@ def test_any_mapping_and_any_depth_of_metadata_is_read() -> None:
         deep = [deep]
     proxy = MappingProxyType({"a": MappingProxyType({"b": deep})})
     assert holds(parse_where(MappingProxyType({"a.b": MappingProxyType({"=": "found"})})), proxy)
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ({"a": np.int64(7)}, {"a": 7}),
+        ({"a": {">": np.float32(0.5)}}, {"a": {">": 0.5}}),
+        ({"a": np.bool_(True)}, {"a": True}),
+        ({"a": {"in": {1, 2}}}, {"a": {"in": [1, 2]}}),
+        ({"a": {"in": range(3)}}, {"a": {"in": [0, 1, 2]}}),
+    ],
+    ids=str,
+)
+def test_numbers_of_numpy_and_sets_mean_what_pythons_do(given: Any, same: Any) -> None:
+    assert parse_where(given) == parse_where(same)
+
+
+def test_a_date_is_refused_with_what_to_write() -> None:
+    with pytest.raises(ValueError, match=r"is a date; expected .* \(of a date, its isoformat"):
+        parse_where({"a": {">=": date(2020, 1, 2)}})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, b"x"], ids=str)

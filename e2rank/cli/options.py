@@ -75,5 +75,8 @@ CrossEncoder = Annotated[
 ]
 RunOut = Annotated[
     str | None,
-    typer.Option(help="Write each ranker's TREC run here; {ranker} stands for its name."),
+    typer.Option(
+        help="Write each ranker's TREC run here; {ranker} stands for its name. Figures count "
+        "documents of equal score in their worst order, other tools in one of their own."
+    ),
 ]

@@ -18,6 +18,7 @@ from e2rank.index import Store, Writer
 from e2rank.index.verify import check, damage
 from e2rank.index.verify import repair as repair_index
 from e2rank.migrate import migrate as migrate_index
+from e2rank.where import read_where
 
 Corpus = Annotated[Path, typer.Argument(help="A BEIR folder, a .jsonl or a .jsonl.gz.")]
 
@@ -37,14 +38,21 @@ def add(folder: Folder, corpus: Corpus, encoder: Moved = None, json: options.Jso
 @app.command()
 def delete(
     folder: Folder,
-    ids: Annotated[list[str], typer.Argument(help="Ids of documents.")],
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids of documents.")] = None,
+    where: Annotated[str | None, typer.Option(help="All that meet this filter, too.")] = None,
     json: options.Json = False,
 ) -> None:
-    """Delete documents of an index by id."""
+    """Delete documents of an index by id or by a filter."""
+    if not ids and where is None:
+        raise ValueError("nothing to delete: name ids, or a filter by --where")
+    condition = None if where is None else read_where(where)
     with _writing(folder) as writer:
-        deleted = writer.delete(ids)
+        matched = 0 if condition is None else writer.delete_where(condition)
+        deleted = writer.delete(ids or ())
         left = len(writer.commit() if writer.changed else writer.base)
-    fields = {"deleted": deleted, "not there": len(set(ids)) - deleted, "documents": left}
+    # Of ids that the filter deleted nobody can tell any more that they were there.
+    missing = {} if condition else {"not there": len(set(ids or ())) - deleted}
+    fields = {"deleted": matched + deleted} | missing | {"documents": left}
     _tell(fields, as_json=json)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from e2rank.corpus import read_lines
 from e2rank.errors import CorpusError
+from e2rank.hits import check_columns
 
 Qrels = dict[str, dict[str, int]]
 Run = dict[str, list[tuple[str, float]]]
@@ -80,7 +81,7 @@ def write_run(
     """
     # Checked before the file is opened, so that a refusal leaves no half of a run behind.
     for query, ranking in run.items():
-        _check_columns([query, tag, *(document for document, _ in ranking)])
+        check_columns([query, tag, *(document for document, _ in ranking)])
         _check_order(query, [float(score) for _, score in ranking])
     file = Path(path)
     with (
@@ -91,12 +92,6 @@ def write_run(
         for query, ranking in run.items():
             for place, (document, score) in enumerate(ranking, start=1):
                 out.write(f"{query} Q0 {document} {place} {float(score)!r} {tag}\n")
-
-
-def _check_columns(names: Sequence[str]) -> None:
-    for name in names:
-        if len(name.split()) != 1:
-            raise ValueError(f"{name!r} cannot be a column of a run: white space separates columns")
 
 
 def _check_order(query: str, scores: Sequence[float]) -> None:

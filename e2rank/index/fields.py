@@ -96,6 +96,14 @@ def _grouped(
         yield name, value, np.asarray(rows, dtype="<u4").tobytes()
 
 
+def holds_field(connection: sqlite3.Connection, name: str) -> bool:
+    """Whether any document has a field of this name; true of an older file, which does not say."""
+    if not has_fields(connection):
+        return True
+    sql = "SELECT 1 FROM fields WHERE name = ? LIMIT 1"
+    return connection.execute(sql, (name,)).fetchone() is not None
+
+
 def matching_rows(connection: sqlite3.Connection, condition: Condition, count: int) -> np.ndarray:
     """Which documents meet a condition.
 

@@ -107,8 +107,45 @@ def check_file(path: Path, entry: Mapping[str, Any]) -> None:
         raise damaged(path, "it differs from the manifest's hash")
 
 
+class Lock:
+    """A folder's lock, as one process took it."""
+
+    def __init__(self, file: IO[str], path: Path) -> None:
+        """Keep the open file that is locked, and where it lies."""
+        self._file, self._path, self._process = file, path, os.getpid()
+
+    def check(self) -> None:
+        """Refuse to write where this process does not hold the lock.
+
+        Raises:
+            IndexFormatError: in a process that was forked off the one that took it, or if the file
+                was removed since, so that another may write.
+        """
+        folder = self._path.parent
+        if self.forked:
+            raise IndexFormatError(
+                f"{folder} is being written by process {self._process}, of which this one is a "
+                "fork; let that one commit, and open the index anew here"
+            )
+        if not self.held:
+            raise IndexFormatError(
+                f"{self._path} was removed while changes were kept back, so that others could "
+                "write: they are not committed; open the index anew and make them again"
+            )
+
+    @property
+    def forked(self) -> bool:
+        """Whether another process took it, of which this one is a fork."""
+        return os.getpid() != self._process
+
+    @property
+    def held(self) -> bool:
+        """Whether this process holds it and others are kept from taking it."""
+        return not self.forked and _is_at(self._file, self._path)
+
+
 @contextlib.contextmanager
-def one_writer(folder: Path) -> Iterator[None]:
+def one_writer(folder: Path) -> Iterator[Lock]:
     """Hold the folder's lock; the system lets go of it when a process dies.
 
     The lock names its holder. One that is there and not held was left by a process that was
@@ -144,12 +181,14 @@ def one_writer(folder: Path) -> Iterator[None]:
         file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
         file.flush()
+        lock = Lock(file, path)
         try:
-            yield
+            yield lock
         finally:
-            # One that stays is not held, and is taken over.
+            # One that stays is not held, and is taken over. What lies there may be another's.
             with contextlib.suppress(OSError):
-                path.unlink()
+                if lock.held:
+                    path.unlink()
 
 
 def _holder(path: Path) -> str:
@@ -165,5 +204,5 @@ def _is_at(file: IO[str], path: Path) -> bool:
     """Whether an open file is still the one at `path`: a writer removes its lock when it ends."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False

@@ -34,7 +34,10 @@ class Opened:
         """Let go of the files; changes that are not committed are dropped, with a warning."""
         with self._lock:
             if self._writer is not None:
-                _log.warning("%s: changes that were not committed are dropped", self.store.folder)
+                if not self._writer.forked:
+                    _log.warning(
+                        "%s: changes that were not committed are dropped", self.store.folder
+                    )
                 self._let_go(self._writer)
             self.store.close()
 
@@ -58,6 +61,7 @@ class Opened:
 
         Raises:
             ValueError: if the index was opened read-only, or is being changed by this very change.
+            IndexFormatError: if changes were kept back and this process does not hold the lock.
         """
         with self._lock:
             if self.read_only:
@@ -68,6 +72,8 @@ class Opened:
                     "change it before or after"
                 )
             kept = self._writer is not None
+            if self._writer is not None:
+                self._writer.check()
             self._writer = writer = self._writer or self._begun()
             before = writer.mark()
             self._under_way = True

@@ -158,18 +158,21 @@ class Segment:
     def _found(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Found:
         count = self.count if allowed is None else int(np.count_nonzero(allowed))
         k = min(k, count)
-        if self._faiss is None or (allowed is not None and count <= FEW):
+        index = self._faiss  # another thread may close
+        if index is None or (allowed is not None and count <= FEW):
             return nearest(self.vectors, queries, k, allowed)
-        scores, rows = self._approximately(queries, k, allowed)
+        scores, rows = self._approximately(index, queries, k, allowed)
         short = np.flatnonzero((rows < 0).any(axis=1))
         if len(short):
             scores[short], rows[short] = nearest(self.vectors, queries[short], k, allowed)
         return scores, rows
 
-    def _approximately(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Found:
+    def _approximately(
+        self, index: Any, queries: np.ndarray, k: int, allowed: np.ndarray | None
+    ) -> Found:
         """What FAISS finds, by exact cosines; row -1 and score -inf where it finds too few."""
         fetched = min(k * self._config.rescore, self.count)
-        rows = dense.search(self._faiss, queries, fetched, allowed, self._config)
+        rows = dense.search(index, queries, fetched, allowed, self._config)
         if rows is None:
             return nearest(self.vectors, queries, k, allowed)
         found = self.vectors[np.maximum(rows, 0)].astype(np.float32, copy=False)

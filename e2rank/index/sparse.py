@@ -190,11 +190,12 @@ class Sparse:
         count: int,
     ) -> Found | None:
         """What the approximate index finds, by exact scores; None where it is of no use."""
-        if self.approximate is None or (allowed is not None and count <= FEW):
+        approximate = self.approximate  # another thread may close
+        if approximate is None or (allowed is not None and count <= FEW):
             return None
         spare = 1.0 if allowed is None else _SPARE * self._count / count
         fetched = min(int(np.ceil(k * self._config.rescore * spare)), self._count)
-        rows = self.approximate.search(query, fetched)
+        rows = approximate.search(query, fetched)
         if allowed is not None:
             rows = rows[allowed[rows]]
         scores = self._scores_of(query, rows)

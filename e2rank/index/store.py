@@ -1,6 +1,7 @@
 """An index folder opened for reading: one snapshot of its segments, and the searches over it."""
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -16,7 +17,9 @@ from e2rank.index.rows import Rows
 from e2rank.index.segment import Segment, stamps
 from e2rank.index.terms import fault
 from e2rank.scores import unit
-from e2rank.where import Condition
+from e2rank.where import Condition, fields_of
+
+_log = logging.getLogger("e2rank")
 
 _TRIES = 10
 """Times to open an index while commit after commit takes its files away."""
@@ -28,7 +31,7 @@ class Store(Rows):
     def __init__(self, folder: Path, manifest: Manifest, segments: Sequence[Segment]) -> None:
         """Join opened segments, those of `manifest` in its order."""
         super().__init__(folder, manifest, segments)
-        self._allowed = self._live
+        self._allowed, self._known = self._live, set[str]()
         self._count = manifest.count
 
     @classmethod
@@ -43,6 +46,8 @@ class Store(Rows):
         Raises:
             IndexFormatError: if it is no whole index of a known format.
         """
+        # It stays this folder wherever the process goes.
+        folder = folder.absolute()
         return cls._opened(folder, Manifest.load(folder), {}, verify=verify)
 
     def refreshed(self) -> Self:
@@ -86,8 +91,13 @@ class Store(Rows):
     def where(self, condition: Condition) -> Self:
         """This snapshot as if it held only the documents whose metadata meet a condition.
 
-        Rows stay what they are.
+        Rows stay what they are. A field that no document has is warned of, once a snapshot: it may
+        be misspelt.
         """
+        for name in fields_of(condition) - self._known:
+            self._known.add(name)
+            if not any(each.table.holds_field(name) for each in self._segments):
+                _log.warning("%s: no document's metadata have a field %r", self.folder, name)
         view = copy.copy(self)
         found = [each.matching(condition) for each in self._segments]
         masks = [

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from e2rank.documents import Document
-from e2rank.index.fields import described, fields_fit, matching_rows, write_fields
+from e2rank.index.fields import described, fields_fit, holds_field, matching_rows, write_fields
 from e2rank.index.files import damaged
 from e2rank.where import Condition
 
@@ -79,12 +79,19 @@ class Table:
         except sqlite3.OperationalError as error:
             raise damaged(self._path, error) from error
         self._lock = threading.Lock()
-        self.close = weakref.finalize(self, self._connection.close)
+        self.close = weakref.finalize(self, _close, self._connection, self._lock)
+        # A read-only connection loses nothing at exit, where another thread may hold the lock.
+        self.close.atexit = False
 
     def matching(self, condition: Condition) -> np.ndarray:
         """The (count,) bool mask of the rows whose metadata meet a condition."""
         with self._reading() as connection:
             return matching_rows(connection, condition, self._count)
+
+    def holds_field(self, name: str) -> bool:
+        """Whether the metadata of any row have a field of this name."""
+        with self._reading() as connection:
+            return holds_field(connection, name)
 
     def filters_fit(self) -> bool:
         """Whether filters read what the documents' metadata say."""
@@ -135,12 +142,20 @@ class Table:
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """The connection, for one thread at a time."""
         with self._lock:
+            if not self.close.alive:
+                raise ValueError(f"{self._path.parents[2]} was closed: open it again")
             try:
                 yield self._connection
             except (sqlite3.ProgrammingError, UnicodeEncodeError):
-                raise  # of a table that was closed, or of what is asked for
+                raise  # of what is asked for
             except _DAMAGE as error:
                 raise damaged(self._path, error) from error
+
+
+def _close(connection: sqlite3.Connection, lock: threading.Lock) -> None:
+    """Close a connection once nobody reads by it: SQLite would read what is freed."""
+    with lock:
+        connection.close()
 
 
 def _document(fields: Sequence[str]) -> Document:

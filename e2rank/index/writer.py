@@ -25,6 +25,7 @@ from e2rank.index.making import Maker, Part
 from e2rank.index.manifest import Manifest
 from e2rank.index.store import Store
 from e2rank.index.target import clean, remove, unfinished
+from e2rank.where import Condition
 
 _log = logging.getLogger("e2rank")
 
@@ -45,7 +46,7 @@ class Writer:
         """
         self.folder = folder = store.folder
         with contextlib.ExitStack() as stack:
-            stack.enter_context(one_writer(folder))
+            self._lock = stack.enter_context(one_writer(folder))
             self.base = store.refreshed()
             manifest = self.base.manifest
             if builds := unfinished(folder, manifest):
@@ -86,14 +87,32 @@ class Writer:
         self._parts, self._changed, self._adapter, self._adapter_files = mark
 
     @property
+    def forked(self) -> bool:
+        """Whether it is another process's, of which this one is a fork."""
+        return self._lock.forked
+
+    def check(self) -> None:
+        """Refuse to go on where this process does not hold the lock.
+
+        Raises:
+            IndexFormatError: in a fork of the process that took it, or if it was removed.
+        """
+        self._lock.check()
+
+    @property
     def changed(self) -> bool:
         """Whether there is anything to commit."""
         return self._changed or any(part.changed for part in self._parts)
 
     def close(self) -> None:
-        """Drop what is not committed, and let go of the lock."""
+        """Drop what is not committed, and let go of the lock.
+
+        In a fork of the process that took it, and where it was removed, the files are left alone:
+        they may be what another is writing.
+        """
         with self._stack:
-            self._clean()
+            if self._lock.held:
+                self._clean()
 
     def add(
         self,
@@ -145,6 +164,16 @@ class Writer:
         found = [list(part.segment.table.rows_of(wanted).values()) for part in self._parts]
         return sum(part.delete(rows) for part, rows in zip(self._parts, found, strict=True))
 
+    def delete_where(self, condition: Condition) -> int:
+        """Delete the documents whose metadata meet a condition.
+
+        Returns:
+            How many they were.
+        """
+        # All are found before the first is deleted, as by ids.
+        found = [np.flatnonzero(part.segment.matching(condition)).tolist() for part in self._parts]
+        return sum(part.delete(rows) for part, rows in zip(self._parts, found, strict=True))
+
     def compact(self) -> None:
         """Merge all segments into one, without what is deleted, built as is configured.
 
@@ -185,10 +214,12 @@ class Writer:
         Returns:
             The index as it is now, opened.
         Raises:
+            IndexFormatError: as by `check`.
             OSError: if the disk is full. The index is as it was and the changes are still to be
                 committed, unless it was the last step that failed: then it is as it was to be, and
                 `changed` is False.
         """
+        self.check()
         self._merge_small()
         self._parts = [part for part in self._parts if part.count] or self._parts[:1]
         commit = self.base.manifest.commit + 1

@@ -41,11 +41,12 @@ from e2rank.where.conditions import (
     Or,
     Ordered,
     Value,
+    fields_of,
     holds,
     named_values,
 )
 from e2rank.where.parse import parse_where
-from e2rank.where.text import where_from_text
+from e2rank.where.text import read_where, where_from_text
 
 __all__ = [
     "And",
@@ -57,8 +58,10 @@ __all__ = [
     "Or",
     "Ordered",
     "Value",
+    "fields_of",
     "holds",
     "named_values",
     "parse_where",
+    "read_where",
     "where_from_text",
 ]

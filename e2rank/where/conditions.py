@@ -4,7 +4,10 @@ import math
 import operator
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date, time
 from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 
 class Value(NamedTuple):
@@ -108,6 +111,20 @@ def _holds(condition: Condition, found: Mapping[str, Collection[Value]]) -> bool
             )
 
 
+def fields_of(condition: Condition) -> set[str]:
+    """The fields that a condition tests.
+
+    >>> fields_of(And((Exists("year"), Not(OneOf("lang", frozenset())))))  # doctest: +SKIP
+    {'year', 'lang'}
+    """
+    match condition:
+        case And(parts) | Or(parts):
+            return {name for part in parts for name in fields_of(part)}
+        case Not(part):
+            return fields_of(part)
+    return {condition.name}
+
+
 def named_values(metadata: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
     """Every field of a document by its dotted name, a value at a time, in no certain order.
 
@@ -151,7 +168,12 @@ def value_of(value: Any, place: str) -> Value:
             raise ValueError(f"{place} is {value}, which is no number that JSON can hold")
         case None:
             return Value("null", None)
-    raise ValueError(f"{place} is {type_of(value)}; expected a string, a number, a boolean or null")
+    if isinstance(value, np.bool_ | np.integer | np.floating):
+        return value_of(value.item(), place)
+    hint = " (of a date, its isoformat())" if isinstance(value, date | time) else ""
+    raise ValueError(
+        f"{place} is {type_of(value)}; expected a string, a number, a boolean or null{hint}"
+    )
 
 
 def type_of(value: Any) -> str:

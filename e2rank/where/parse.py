@@ -102,7 +102,7 @@ def _test(name: str, sign: Any, value: Any, place: str) -> Condition:
 
 
 def _values(values: Any, place: str) -> frozenset[Value]:
-    if not isinstance(values, list | tuple):
+    if not isinstance(values, list | tuple | set | frozenset | range):
         raise ValueError(f"{place} is {type_of(values)}; expected a list of values")
     if len(values) > MAX_VALUES:
         raise ValueError(f"{place} lists {len(values):,} values; at most {MAX_VALUES:,} are taken")

@@ -3,9 +3,10 @@
 import json
 import math
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
+from e2rank.where.conditions import Condition
 from e2rank.where.parse import MAX_DEPTH, MAX_VALUES, WORDS, parse_where
 
 _SIGNS = ("!=", "<=", ">=", "=", "<", ">")
@@ -32,6 +33,15 @@ def where_from_text(text: str) -> dict[str, Any]:
     where = _Parser(text).whole()
     parse_where(where)  # nests deeper than the text where `and` stands in `or`
     return where
+
+
+def read_where(where: Mapping[str, Any] | str) -> Condition:
+    """The condition that a filter states, be it a mapping or a line of text.
+
+    Raises:
+        ValueError: naming the place, for whatever is not a filter.
+    """
+    return parse_where(where_from_text(where) if isinstance(where, str) else where)
 
 
 class _Token(NamedTuple):
