@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import logging
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,7 +31,15 @@ from e2rank.cli import main
 from e2rank.cli.commands import app
 from e2rank.encoders import onnx as package
 from e2rank.encoders.judged import Change, Judged
-from e2rank.encoders.onnx import BundleError, OnnxEncoder, export, gate, sessions, writing
+from e2rank.encoders.onnx import (
+    BundleError,
+    OnnxEncoder,
+    export,
+    exporting,
+    gate,
+    sessions,
+    writing,
+)
 from e2rank.encoders.onnx.bundle import Bundle
 from e2rank.encoders.onnx.gate import BOUNDS, ExportRefused
 from e2rank.encoders.onnx.graph import Parts, Whole
@@ -349,8 +358,65 @@ print(json.dumps(found))
 
 def test_a_provider_that_is_not_there_is_refused(bundles: Path) -> None:
     folder = exported("soft", "fp32", bundles)
-    with pytest.raises(ValueError, match=r"has no NoSuchExecutionProvider, it has .*CPU"):
+    with pytest.raises(ValueError, match=r"no provider 'NoSuchExecutionProvider', it has .*CPU"):
         OnnxEncoder(folder, provider="NoSuchExecutionProvider")
+
+
+def test_a_provider_that_needs_another_package_says_which(bundles: Path) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime here has CUDA's provider")
+    folder = exported("soft", "fp32", bundles)
+    with pytest.raises(ValueError, match="uninstall onnxruntime and install 'e2rank"):
+        OnnxEncoder(folder, provider="CUDAExecutionProvider")
+    with pytest.raises(ValueError, match=r"no provider 'CPU', it has .*CPUExecutionProvider$"):
+        OnnxEncoder(folder, provider="CPU")
+
+
+@pytest.mark.parametrize("threads", [0, -1, 2.5, "2"])
+def test_threads_that_are_no_number_of_them_are_refused(threads: Any, bundles: Path) -> None:
+    with pytest.raises(ValueError, match=r"threads is .*; it must be a whole number of at"):
+        OnnxEncoder(exported("soft", "fp32", bundles), threads=threads)
+
+
+@pytest.mark.parametrize("name", [signal.SIGKILL, signal.SIGTERM])
+def test_what_a_killed_export_leaves_is_not_opened(
+    name: signal.Signals, tmp_path: Path, bundles: Path
+) -> None:
+    bundle = exported("soft", "fp32", bundles)
+    script = f"""
+import os, shutil
+from pathlib import Path
+from e2rank.encoders.onnx import export, gate
+
+def write(encoder, side, precision, texts):
+    for each in Path({str(bundle)!r}).iterdir():
+        if each.name != "parity.json":
+            shutil.copy(each, side)
+    return export.Bundle.load(Path({str(bundle)!r}))
+
+export._write = write
+gate.compare = lambda *given: os.kill(os.getpid(), {int(name)})
+from onnx_support import encoder
+export.export_onnx(encoder("soft"), Path({str(tmp_path)!r}) / "bundle", texts=["a", "b"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parent, capture_output=True, check=False
+    )
+    assert done.returncode == -name, done.stderr
+    (left,) = tmp_path.iterdir()
+    assert (left / "bundle.json").is_file()
+    with pytest.raises(BundleError, match="cut short and never compared with its model"):
+        OnnxEncoder(left)
+
+
+def test_a_model_that_the_exporter_cannot_take_is_refused_in_one_line() -> None:
+    class Loops(torch.nn.Module):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return ids * (2 if ids.sum() > 3 else 1)
+
+    given = {"ids": torch.ones(2, 2, dtype=torch.long)}
+    with pytest.raises(ValueError, match="cannot export this model to ONNX, use it on PyTorch"):
+        exporting.exported(Loops(), given, {"ids": ("n", "t")}, ["out"])
 
 
 def test_prompts_of_vectors_need_a_model_trained_for_them(bundles: Path) -> None:
@@ -370,6 +436,13 @@ def copied(folder: Path, to: Path, change: Callable[[Path], object]) -> Path:
     kept = {key: value for key, value in fields.items() if key not in ("kind", "format", "files")}
     Bundle(**kept | {"blend": tuple(kept["blend"])}).save(to)
     return to
+
+
+def said(folder: Path, **changes: Any) -> None:
+    """Let bundle.json say something else."""
+    path = folder / "bundle.json"
+    fields = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps(fields), encoding="utf-8")
 
 
 def flip(path: Path) -> None:
@@ -397,8 +470,13 @@ def flip(path: Path) -> None:
             ),
             "reads .*format 2.* pip install -U e2rank",
         ),
+        (lambda folder: said(folder, files={}), "names no hash of contract.json"),
+        (lambda folder: said(folder, padding="middle"), "padding is 'middle'"),
     ],
-    ids=["flipped", "gone", "table", "contract", "no bundle.json", "not an object", "newer"],
+    ids=[
+        *["flipped", "gone", "table", "contract", "no bundle.json", "not an object", "newer"],
+        *["no hashes", "padding"],
+    ],
 )
 def test_a_damaged_bundle_is_not_opened(
     damage: Callable[[Path], object], message: str, tmp_path: Path, bundles: Path
@@ -418,6 +496,12 @@ def test_a_machine_that_gives_other_vectors_is_refused(tmp_path: Path, bundles: 
 
     with pytest.raises(BundleError, match="gives other vectors here than where it was exported"):
         OnnxEncoder(copied(exported("soft", "fp32", bundles), tmp_path / "copy", turn))
+
+
+class Uncompared(OnnxEncoder):
+    """As an export opens what it is about to compare."""
+
+    compared = False
 
 
 def capitals(folder: Path) -> None:
@@ -470,7 +554,10 @@ def redrawn(change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> Callable[[P
 def test_an_export_that_was_tampered_with_is_refused(
     change: Callable[[Path], object], message: str, tmp_path: Path, bundles: Path
 ) -> None:
-    bad = OnnxEncoder(copied(exported("soft", "fp32", bundles), tmp_path / "copy", change))
+    folder = copied(exported("soft", "fp32", bundles), tmp_path / "copy", change)
+    with pytest.raises(BundleError, match="cut short and never compared with its model"):
+        OnnxEncoder(folder)
+    bad = Uncompared(folder)
     with pytest.raises(ExportRefused, match=message):
         gate.compare(encoder("soft"), bad, TEXTS, BOUNDS["fp32"])
 
@@ -692,7 +779,7 @@ def test_what_an_export_does_to_rankings_is_kept_and_logged_when_it_opens(
     asked = []
 
     def judge(model: Any, found: Any) -> Judged:
-        asked.append((model.name, type(found)))
+        asked.append((model.name, isinstance(found, OnnxEncoder)))
         return judgment(0, -0.0005)
 
     monkeypatch.setattr(export, "graph_of", graph_of)
@@ -700,7 +787,7 @@ def test_what_an_export_does_to_rankings_is_kept_and_logged_when_it_opens(
         report = export.export_onnx(
             encoder("soft"), tmp_path / "bundle", texts=TEXTS[12:24], judge=judge
         )
-    assert asked == [("tiny", OnnxEncoder)]
+    assert asked == [("tiny", True)]
     assert Judged.of(report["judged"]) == judgment(0, -0.0005)
     caplog.set_level("INFO", logger="e2rank")
     OnnxEncoder(tmp_path / "bundle")

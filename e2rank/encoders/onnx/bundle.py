@@ -64,6 +64,11 @@ class Bundle:
     versions: dict[str, str]
     files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
+    @property
+    def graphs(self) -> set[str]:
+        """Names of the files with its graphs."""
+        return {self.documents, self.queries, self.sparse} - {""}
+
     def save(self, folder: Path) -> None:
         """Write bundle.json, with the hashes of every file that lies beside it now."""
         others = sorted(each for each in folder.iterdir() if each.name != NAME)
@@ -86,6 +91,16 @@ class Bundle:
                     f"expected up to {FORMAT}); run: pip install -U e2rank"
                 )
             bundle = cls(**fields | {"blend": tuple(fields["blend"])})
+            if missing := {*bundle.graphs, CONTRACT, TOKENIZER} - bundle.files.keys():
+                raise BundleError(
+                    f"{folder / NAME} is damaged: it names no hash of {min(missing)}; copy or "
+                    "export the bundle again"
+                )
+            if bundle.padding not in ("left", "right"):
+                raise BundleError(
+                    f"{folder / NAME} is damaged: padding is {bundle.padding!r}; copy or export "
+                    "the bundle again"
+                )
             for name, entry in bundle.files.items():
                 _check(folder / name, entry)
         except BundleError:
@@ -106,11 +121,8 @@ def load_contract(folder: Path) -> Contract:
 
 
 def load_report(folder: Path) -> dict[str, Any]:
-    """The parity report of a bundle; {} in a folder that is still being written."""
-    path = folder / PARITY
-    if not path.is_file():
-        return {}
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """The parity report of a bundle that was compared with its model."""
+    report: dict[str, Any] = json.loads((folder / PARITY).read_text(encoding="utf-8"))
     return report
 
 

@@ -88,6 +88,8 @@ def export_onnx(
         )
     if encoder.device.type != "cpu":
         raise ValueError("the encoder is on a GPU, in bfloat16; load it with device='cpu'")
+    if isinstance(texts, str):
+        raise ValueError("texts is one string; expected several")
     given = list(texts) if texts is not None else [*sample_texts(), *chain(*real_texts())]
     if len(given) < 2:
         raise ValueError(f"an export is compared on texts; expected at least 2, got {len(given)}")
@@ -95,7 +97,7 @@ def export_onnx(
         bundle = _write(encoder, side, precision, given)
         bundle.save(side)
         bounds = gate.BOUNDS[precision]
-        export = OnnxEncoder(side)
+        export = _Uncompared(side)
         report = gate.compare(encoder, export, given, bounds)
         if judge is not None:
             judged = judge(encoder, export)
@@ -105,6 +107,12 @@ def export_onnx(
         (side / "README.md").write_text(_card(bundle, report), encoding="utf-8")
         bundle.save(side)
     return report
+
+
+class _Uncompared(OnnxEncoder):
+    """A bundle that is being written, which nobody else may open."""
+
+    compared = False
 
 
 def _write(encoder: TorchEncoder, side: Path, precision: Precision, texts: Sequence[str]) -> Bundle:

@@ -27,22 +27,32 @@ def exported(
         axes: for each input, the names of its first axes, which may have any length.
         outputs: names of what it gives.
         named: how many inputs its `forward` names, the others being `*rest`; None for all.
+    Raises:
+        ValueError: for a model that the exporter cannot take.
     """
     free = {name: torch.export.Dim.DYNAMIC for each in axes.values() for name in each}
     shapes = [{place: free[axis] for place, axis in enumerate(axes[name])} for name in examples]
     fixed, rest = tuple(shapes[:named]), tuple(shapes[named:]) if named is not None else ()
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            tuple(examples.values()),
-            None,
-            input_names=list(examples),
-            output_names=list(outputs),
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=(*fixed, rest) if rest else fixed,
-            verbose=False,
-        )
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                tuple(examples.values()),
+                None,
+                input_names=list(examples),
+                output_names=list(outputs),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=(*fixed, rest) if rest else fixed,
+                verbose=False,
+            )
+    except Exception as error:
+        # Its errors have no class in common, and hold the whole graph.
+        said = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise ValueError(
+            f"torch {torch.__version__} cannot export this model to ONNX, use it on PyTorch: "
+            f"{type(error).__name__}: {said.strip()[:200]}"
+        ) from error
     assert program is not None  # noqa: S101
     return program.model_proto
 

@@ -19,6 +19,7 @@ from e2rank.encoders.directions import Directions
 from e2rank.encoders.judged import Judged
 from e2rank.encoders.onnx.bundle import (
     DIRECTIONS,
+    PARITY,
     SPARSE_QUERIES,
     TOKENIZER,
     Bundle,
@@ -43,6 +44,9 @@ class OnnxEncoder:
     other, a thread each: a text's vectors are the same alone and in any company.
     """
 
+    compared = True
+    """Whether only a bundle that was compared with its model is opened."""
+
     def __init__(
         self, folder: str | Path, *, provider: str = CPU, threads: int | None = None
     ) -> None:
@@ -53,13 +57,20 @@ class OnnxEncoder:
             provider: onnxruntime's name of what runs the graphs; never another in its stead.
             threads: threads of a CPU; None takes one for each core this process may use.
         Raises:
-            BundleError: if the bundle is damaged, or gives other vectors on this machine than
-                those it was exported with.
-            ValueError: if onnxruntime here does not have the provider.
+            BundleError: if the bundle is damaged or was never compared with its model, or gives
+                other vectors on this machine than those it was exported with.
+            ValueError: if onnxruntime here does not have the provider, or threads < 1.
             MissingExtra: if onnxruntime is not installed.
         """
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise ValueError(f"threads is {threads!r}; it must be a whole number of at least 1")
         self._folder = Path(folder)
         self.bundle = Bundle.load(self._folder)
+        if self.compared and PARITY not in self.bundle.files:
+            raise BundleError(
+                f"{folder} was left by an export that was cut short and never compared with its "
+                "model: remove it and export again"
+            )
         self.contract: Contract = load_contract(self._folder)
         # The whole path, so that an index made here opens elsewhere on this machine.
         self.name = str(self._folder.resolve())
@@ -82,6 +93,8 @@ class OnnxEncoder:
         self._directions: Directions | None = None
         if DIRECTIONS in self.bundle.files:
             self._directions = Directions.load(self._folder / DIRECTIONS)
+        if not self.compared:
+            return
         report = load_report(self._folder)
         self._check_probes(report)
         judged = f"; {Judged.of(report['judged']).in_words()}" if "judged" in report else ""
@@ -249,10 +262,7 @@ class OnnxEncoder:
         Raises:
             BundleError: if they differ: some processors multiply int8 with another rounding.
         """
-        # A bundle that is being written has no report yet.
-        probes = report["probes"] if report else []
-        if not probes:
-            return
+        probes = report["probes"]
         found = self.encode_documents([each["text"] for each in probes], want=["dense"]).vectors
         known = np.array([each["vector"] for each in probes], dtype=np.float32)
         if (worst := float((found * known).sum(1).min())) < report["bounds"]["cosine"]:

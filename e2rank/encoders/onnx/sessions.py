@@ -152,10 +152,17 @@ def _onnxruntime(provider: str) -> Any:
         raise MissingExtra("onnxruntime", extra=extra) from None
     found = onnxruntime.get_available_providers()
     if provider not in found:
+        hint = (
+            ""
+            if provider not in _DEVICES
+            else (
+                "; uninstall onnxruntime and install 'e2rank[gpu]': the packages onnxruntime and "
+                "onnxruntime-gpu overwrite each other"
+            )
+        )
         raise ValueError(
-            f"onnxruntime {onnxruntime.__version__} here has no {provider}, it has "
-            f"{', '.join(found)}; for CUDA, uninstall onnxruntime and install 'e2rank[gpu]': the "
-            "packages onnxruntime and onnxruntime-gpu overwrite each other"
+            f"onnxruntime {onnxruntime.__version__} here has no provider {provider!r}, it has "
+            f"{', '.join(found)}{hint}"
         )
     if provider in _DEVICES:
         _loaded()
