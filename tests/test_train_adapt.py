@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,10 +178,23 @@ def test_too_few_queries_and_no_teacher_are_refused(index: Path, encoder: TorchE
         adapt(index, CONFIG)
 
 
-@pytest.mark.parametrize("change", [{"held_out": 0.0}, {"epochs": 0}, {"depth": 1}, {"scale": 0}])
-def test_settings_that_cannot_adapt_are_refused_by_name(change: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"held_out": 0.0},
+        {"held_out": 0.6},
+        {"held_out": "half"},
+        {"epochs": 0},
+        {"epochs": 1.5},
+        {"depth": 1},
+        {"scale": 0},
+        {"learning_rate": float("inf")},
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_adapt_are_refused_by_name(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(change))} is"):
-        AdaptConfig(**change)  # type: ignore[arg-type]
+        AdaptConfig(**change)
 
 
 def test_the_command_line_says_that_there_is_nothing_to_remove(

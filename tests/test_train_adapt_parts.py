@@ -611,7 +611,7 @@ def test_the_command_takes_a_cross_encoder_and_a_log_and_goes_on_after_an_interr
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--n", "10"), "error: queries is 10; it must be at least 60"),
+        (("--n", "10"), "error: queries is 10; it must be a whole number, at least 60"),
         (("--cross-encoder", "x"), "error: --cross-encoder is given, and the teacher is 'tokens'"),
         (("--queries", "nowhere.txt"), "error: nowhere.txt does not exist"),
     ],

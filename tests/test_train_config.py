@@ -49,6 +49,7 @@ def test_the_least_configuration_is_the_published_objective() -> None:
         ({"learning_rate": "high"}, "learning_rate is 'high'; it must be a number"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"clip": float("inf")}, "clip is inf"),
+        ({"clip": 10**400}, "clip is 10"),
         ({"warmup": 1.5}, "warmup is 1.5; it must be a number, at least 0 and at most 1"),
         ({"weight": -1.0}, "weight is -1.0"),
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0"),

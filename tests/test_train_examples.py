@@ -120,6 +120,8 @@ def test_a_writing_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
         (OURS | {"labels": [1, float("nan")]}, "labels hold a NaN"),
         (OURS | {"labels": [1, float("inf")]}, "labels hold a NaN or an infinity"),
         (OURS | {"labels": [1, 10**400]}, "int too large"),
+        (OURS | {"labels": [1, 1e39]}, r"labels hold a number as large as 1e\+39; expected"),
+        (OURS | {"labels": [-2e38, 2e38]}, r"labels hold a number as large as 2e\+38; expected"),
         (OURS | {"labels": [1, True]}, "'labels' holds a bool; expected numbers"),
         (OURS | {"labels": [1, "2"]}, "'labels' holds a str; expected numbers"),
         (OURS | {"first_stage": [1]}, "1 first_stage for 2 documents"),

@@ -17,7 +17,7 @@ from e2rank.encoders.adapter import Adapter
 from e2rank.encoders.heads import TokenHead
 from e2rank.encoders.presets import load_encoder
 from e2rank.encoders.torch import TorchEncoder
-from e2rank.errors import CorpusError
+from e2rank.errors import CorpusError, EncodingError
 from e2rank.scores import maxsim as maxsim_of_arrays
 from e2rank.train.examples import Example
 from e2rank.train.late import (
@@ -162,6 +162,19 @@ def test_the_loss_is_the_divergence_of_the_teachers_softmax_from_the_scores(stat
     assert found.item() == pytest.approx(sum(losses) / 3, rel=1e-3)
 
 
+def test_labels_that_float32_would_make_equal_are_ordered(states: Lists) -> None:
+    def loss(start: float) -> float:
+        labels = tuple(start + label for label in (2.0, 1.0, 0.0, 3.0))
+        changed = [dataclasses.replace(each, labels=labels) for each in states.examples]
+        lists = dataclasses.replace(states, examples=changed)
+        return list_loss(TokenHead(64, 16), lists, [0, 1], settings("unused")).item()
+
+    torch.manual_seed(0)
+    expected = loss(0.0)
+    torch.manual_seed(0)
+    assert loss(1_700_000_000.0) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_maxsim_is_that_of_searches(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -293,6 +306,29 @@ def test_progress_reaches_the_steps_through_training(base: str, data: str, tmp_p
     assert done == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("rate", "steps", "message"),
+    # The loss of the last step is of the weights before it: only the result shows what came of it.
+    [(1e36, 2, "the trained weights hold a NaN or an infinity"), (1e8, 3, "the loss is nan")],
+)
+def test_a_head_that_left_the_finite_numbers_is_not_saved(
+    base: str, data: str, tmp_path: Path, rate: float, steps: int, message: str
+) -> None:
+    changes = {"base": base, "learning_rate": rate, "warmup": 0, "steps": steps}
+    with pytest.raises(EncodingError, match=message):
+        train_tokens(settings(data, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_whose_scores_would_be_infinite_is_refused(
+    states: Lists, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its weights are logarithms: they may be finite where what they stand for is not.
+    monkeypatch.setattr(TokenHead, "blend", lambda head: (math.inf, 1.0))
+    with pytest.raises(EncodingError, match="the trained weights hold a NaN or an infinity"):
+        fit(states, settings("unused", steps=1))
+
+
 def test_lists_without_a_preference_teach_nothing(unseen: Lists) -> None:
     flat = [dataclasses.replace(each, labels=(1.0,) * len(each)) for each in unseen.examples]
     lists = dataclasses.replace(unseen, examples=flat)
@@ -320,16 +356,27 @@ def test_examples_by_reference_take_their_texts_from_all_corpora(tmp_path: Path)
     ("field", "value", "message"),
     [
         ("data", (), "data is empty"),
-        ("token_dim", 0, "token_dim is 0; it must be at least 1"),
-        ("token_layers", 0, "token_layers is 0; it must be at least 1"),
-        ("lists", 0, "lists is 0; it must be at least 1"),
-        ("steps", 0, "steps is 0; it must be at least 1"),
-        ("warmup", -1, "warmup is -1; it must be at least 0"),
-        ("weight_decay", -0.1, "weight_decay is -0.1; it must be at least 0"),
-        ("learning_rate", 0.0, "learning_rate is 0.0; it must be above 0"),
-        ("learning_rate", math.nan, "learning_rate is nan; it must be above 0"),
-        ("temperature", -1.0, "temperature is -1.0; it must be above 0"),
-        ("fusion_weight", 1.5, r"fusion_weight is 1.5; it must be in \[0, 1\]"),
+        ("data", "lists.jsonl", "data is 'lists.jsonl'; it must be a list of str"),
+        ("corpora", (1,), r"corpora is \(1,\); it must be a list of str"),
+        ("base", None, "base is None; it must be a string"),
+        ("out", 3, "out is 3; it must be a string"),
+        ("token_dim", 0, "token_dim is 0; it must be a whole number, at least 1"),
+        ("token_layers", 0, "token_layers is 0; it must be a whole number, at least 1"),
+        ("lists", 0, "lists is 0; it must be a whole number, at least 1"),
+        ("lists", True, "lists is True; it must be a whole number, at least 1"),
+        ("steps", 0, "steps is 0; it must be a whole number, at least 1"),
+        ("steps", 1.5, "steps is 1.5; it must be a whole number, at least 1"),
+        ("steps", "x", "steps is 'x'; it must be a whole number, at least 1"),
+        ("steps", None, "steps is None; it must be a whole number, at least 1"),
+        ("seed", -1, "seed is -1; it must be a whole number, at least 0"),
+        ("threads", 0, "threads is 0; it must be a whole number, at least 1"),
+        ("warmup", -1, "warmup is -1; it must be a whole number, at least 0"),
+        ("weight_decay", -0.1, "weight_decay is -0.1; it must be a number, at least 0"),
+        ("learning_rate", 0.0, "learning_rate is 0.0; it must be a number, above 0"),
+        ("learning_rate", math.nan, "learning_rate is nan; it must be a number, above 0"),
+        ("learning_rate", math.inf, "learning_rate is inf; it must be a number, above 0"),
+        ("temperature", -1.0, "temperature is -1.0; it must be a number, above 0"),
+        ("fusion_weight", 1.5, "fusion_weight is 1.5; .* a number, at least 0 and at most 1"),
     ],
 )
 def test_settings_that_cannot_train_are_refused_before_anything_is_read(
@@ -362,6 +409,21 @@ def test_data_without_an_example_is_refused(base: str, tmp_path: Path) -> None:
     empty = write_lists(tmp_path / "empty.jsonl", [])
     with pytest.raises(CorpusError, match=r"empty\.jsonl: there is no example to learn from"):
         train_tokens(settings(empty, tmp_path / "out", base=base))
+
+
+def test_lists_of_which_none_has_an_order_are_refused(
+    base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    level = [row | {"labels": [1.0] * 4} for row in planted(3)]
+    flat = write_lists(tmp_path / "flat.jsonl", level)
+    with pytest.raises(CorpusError, match=r"flat\.jsonl: none of the 3 lists has two documents"):
+        train_tokens(settings(flat, tmp_path / "out", base=base))
+    assert not (tmp_path / "out").exists()
+    some = write_lists(tmp_path / "some.jsonl", [*level, *planted(5)])
+    train_tokens(settings(some, tmp_path / "out", base=base, steps=1))
+    assert [each.message for each in caplog.records] == [
+        "3 of 8 lists have no two documents with different labels: nothing to order"
+    ]
 
 
 def test_a_folder_that_is_taken_is_left_as_it_is(base: str, data: str, tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 import train_support as support
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from train_support import Killed, killed_after
 from transformers import AutoModel
 
 from e2rank.cli import main
 from e2rank.config import load_recipe
 from e2rank.encoders.presets import load_encoder
-from e2rank.errors import EncodingError
+from e2rank.errors import CorpusError, EncodingError
 from e2rank.evaluate.collection import load_beir
 from e2rank.evaluate.measures import per_query
 from e2rank.train import TrainConfig, log, loop, model, train
@@ -126,14 +126,111 @@ def test_a_resumed_run_does_not_read_frozen_documents_again(
     train(config, resume=True)
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again(
-    bert: str, data: str, tmp_path: Path
+def test_a_run_killed_before_its_first_checkpoint_starts_again_and_says_so(
+    bert: str, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = support.config(bert, data, tmp_path / "out", steps=3)
     with pytest.raises(Killed):
         train(config, progress=killed_after(2))
+    assert not caplog.records
     train(config, resume=True)
     assert len(support.losses(config.out)) == 3
+    assert [each.message for each in caplog.records] == [
+        f"{config.out} has no checkpoint yet: there is nothing to resume, it starts anew"
+    ]
+
+
+def test_a_run_is_not_resumed_on_a_base_that_has_changed(data: str, tmp_path: Path) -> None:
+    base = support.bert_base(tmp_path / "base")
+    config = support.config(base, data, tmp_path / "out", save_every=1)
+    with pytest.raises(Killed):
+        train(config, progress=killed_after(2))
+    kept = (tmp_path / "out" / "checkpoint.pt").read_bytes()
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    moved = {name: each + 0.01 for name, each in weights.items()}
+    save_file(moved, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"base: .* is not the model that it was when the run"):
+        train(config, resume=True)
+    assert (tmp_path / "out" / "checkpoint.pt").read_bytes() == kept
+    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    train(config, resume=True)
+
+
+def test_a_checkpoint_of_another_format_is_refused(bert: str, data: str, tmp_path: Path) -> None:
+    config = support.config(bert, data, tmp_path / "out", save_every=1)
+    with pytest.raises(Killed):
+        train(config, progress=killed_after(2))
+    file = tmp_path / "out" / "checkpoint.pt"
+    whole = torch.load(file)
+    del whole["base"]
+    torch.save(whole | {"format": 1}, file)
+    with pytest.raises(ValueError, match="is of format 1, expected 2: go on with the e2rank that"):
+        train(config, resume=True)
+
+
+def test_lists_that_teach_nothing_are_refused_before_the_first_step(
+    bert: str, tmp_path: Path
+) -> None:
+    level = [row | {"labels": [1.0] * 3} for row in support.lists(4)]
+    single = [
+        {"query": row["query"], "documents": [row["documents"][1]], "labels": [1.0]}
+        for row in support.lists(4)
+    ]
+    apart = [row | {"source": str(number)} for number, row in enumerate(single)]
+    for name, rows, lists in (
+        ("level", level, 4),
+        # A single document has nothing to be told apart from: in its batch, or in its data set.
+        ("alone", single, 1),
+        ("apart", apart, 4),
+        ("asked_once", single[:1] * 3, 4),
+    ):
+        data = support.write_lists(tmp_path / f"{name}.jsonl", rows)
+        with pytest.raises(CorpusError, match=rf"{name}\.jsonl: none of the \d lists has two docu"):
+            train(support.config(bert, data, tmp_path / name, lists=lists))
+    empty = support.write_lists(tmp_path / "empty.jsonl", [])
+    with pytest.raises(CorpusError, match=r"empty\.jsonl: there is no example to learn from"):
+        train(support.config(bert, empty, tmp_path / "empty"))
+
+
+def test_lists_of_one_document_are_learned_from_by_contrast(bert: str, tmp_path: Path) -> None:
+    rows = [
+        {"query": row["query"], "documents": [row["documents"][1]], "labels": [1.0]}
+        for row in support.lists(8)
+    ]
+    data = support.write_lists(tmp_path / "single.jsonl", rows)
+    lines = read_log(train(support.config(bert, data, tmp_path / "out", prompt="none")))
+    assert all(line["infonce"] > 0 and line["listwise"] == 0 for line in lines)
+
+
+def test_how_many_lists_have_nothing_to_order_is_logged(
+    bert: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = support.lists(8)
+    rows[2]["labels"] = [1.0, 1.0, 1.0]
+    data = support.write_lists(tmp_path / "lists.jsonl", rows)
+    train(support.config(bert, data, tmp_path / "out", steps=1))
+    assert [each.message for each in caplog.records] == [
+        "1 of 8 lists have no two documents with different labels: nothing to order"
+    ]
+
+
+@pytest.mark.parametrize("prompt", ["text", "vectors"])
+def test_a_query_without_room_for_documents_is_refused_before_the_first_step(
+    bert: str, tmp_path: Path, prompt: str
+) -> None:
+    rows = support.lists(8)
+    rows[5]["query"] = "wing shock heat panel flutter nose"
+    data = support.write_lists(tmp_path / "lists.jsonl", rows)
+    settings = {"prompt": prompt, "prompt_tokens": 10}
+    done: list[int] = []
+    with pytest.raises(CorpusError, match="aero: the prompt of the query 'wing shock heat panel"):
+        train(support.config(bert, data, tmp_path / "out", **settings), progress=done.append)
+    assert not done
+    # No prompt is read by the control, and two documents fit.
+    train(support.config(bert, data, tmp_path / "none", **settings | {"prompt": "none"}))
+    rows[5]["query"] = "wing shock heat"
+    support.write_lists(tmp_path / "lists.jsonl", rows)
+    train(support.config(bert, data, tmp_path / "fits", **settings | {"list_sizes": (2,)}))
 
 
 def test_what_cannot_be_resumed_is_refused(bert: str, data: str, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from e2rank.encoders.torch import TorchEncoder
 from e2rank.errors import AdapterError
 from e2rank.train import TrainConfig, model, saving, train
 from e2rank.train.examples import Example
+from e2rank.train.losses import LISTWISE
 from e2rank.train.objective import objective, targets
 from e2rank.train.sampling import ListBatch
 
@@ -71,6 +72,43 @@ def test_a_list_without_a_best_document_takes_no_part() -> None:
     # One document alone is a positive, not a tie.
     alone = targets(dataclasses.replace(BATCH, examples=(Example("q", ("x",), (0.0,)), level)))
     assert alone.negatives[0].tolist() == [False, True]
+
+
+def test_documents_of_lists_of_one_query_are_no_negatives_of_each_other() -> None:
+    examples = (
+        Example("q", ("gold", "low"), (1.0, 0.0)),
+        Example("other", ("gold", "far"), (0.0, 1.0)),
+        Example("q", ("second", "worse", "second"), (2.0, 1.0, 0.0)),
+        # What the list itself says counts, whatever another list of the query says.
+        Example("q", ("low", "gold"), (5.0, 3.0)),
+    )
+    wanted = targets(ListBatch(examples, "s", 3))
+    for row, mine in enumerate(examples):
+        best = mine.documents[mine.labels.index(max(mine.labels))]
+        for place, text in enumerate(wanted.texts):
+            if text in mine.documents:
+                expected = text != best
+            else:
+                holders = [each for each in examples if text in each.documents]
+                expected = all(each.query != mine.query for each in holders)
+            assert wanted.negatives[row, place] == expected, (mine, text)
+
+
+@pytest.mark.parametrize("listwise", LISTWISE)
+def test_labels_that_float32_would_make_equal_are_ordered(listwise: str) -> None:
+    config = dataclasses.replace(CONFIG, listwise=listwise)
+    vectors = random_rows(2, 1), random_rows(2, 2), random_rows(5, 3)
+
+    def loss(start: float, *labels: float) -> float:
+        examples = (
+            Example("q1", ("a", "b", "c"), tuple(start + label for label in labels)),
+            Example("q2", ("d", "e"), (0.99, 1e-9)),
+        )
+        return objective(config, targets(ListBatch(examples, "s", 3)), *vectors).listwise.item()
+
+    found = loss(1_700_000_000.0, 2.0, 1.0, 0.0)
+    assert found == pytest.approx(loss(0.0, 2.0, 1.0, 0.0), rel=1e-6)
+    assert found != pytest.approx(loss(0.0, 0.0, 1.0, 2.0), rel=1e-3)
 
 
 def test_the_teachers_temperature_divides_the_labels() -> None:

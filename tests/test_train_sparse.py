@@ -21,7 +21,7 @@ from e2rank.encoders.presets import load_encoder
 from e2rank.encoders.soft import word_embeddings
 from e2rank.encoders.sparse import SparseHead
 from e2rank.encoders.torch import TorchEncoder
-from e2rank.errors import CorpusError
+from e2rank.errors import CorpusError, EncodingError
 from e2rank.train import SparseConfig, sparse, train_sparse
 from e2rank.train.examples import Example
 from e2rank.train.material import Asked, Material, read_material
@@ -273,6 +273,16 @@ def test_the_loss_of_a_step_is_that_of_the_formula(material: Material, pairs: in
     assert found.item() > without.item() + 0.01
 
 
+def test_labels_that_float32_would_make_equal_are_ordered(material: Material) -> None:
+    def loss(start: float) -> float:
+        labels = [start + label for label in (2.0, 1.0, 0.0, 3.0)]
+        lists = [dataclasses.replace(each, labels=labels) for each in material.lists[:2]]
+        scale, config = torch.tensor(2.5), settings()
+        return batch_loss(random_head(), scale, material, lists, [], [5, 9], config, 0.0).item()
+
+    assert loss(1_700_000_000.0) == pytest.approx(loss(0.0), rel=1e-5)
+
+
 def test_a_query_that_has_no_term_is_a_query_too(material: Material) -> None:
     blank = dataclasses.replace(material.lists[0], terms=[])
     lists, config = [blank, material.lists[1]], settings(temperature=3.0)
@@ -445,6 +455,20 @@ def test_a_sparse_head_takes_the_place_of_the_bases(
     assert found.contract == dataclasses.replace(old.contract, sparse_terms=5)
 
 
+@pytest.mark.parametrize(
+    ("rate", "steps", "message"),
+    # The loss of the last step is of the weights before it: only the result shows what came of it.
+    [(1e8, 2, "the trained weights hold a NaN or an infinity"), (1e8, 3, "the loss is nan")],
+)
+def test_a_head_that_left_the_finite_numbers_is_not_saved(
+    base: str, data: str, tmp_path: Path, rate: float, steps: int, message: str
+) -> None:
+    changes = {"base": base, "learning_rate": rate, "warmup": 0, "steps": steps}
+    with pytest.raises(EncodingError, match=message):
+        train_sparse(settings(data, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
 def test_progress_reaches_the_steps_through_training(base: str, data: str, tmp_path: Path) -> None:
     done: list[int] = []
     train_sparse(settings(data, tmp_path / "out", base=base, steps=3), progress=done.append)
@@ -455,18 +479,24 @@ def test_progress_reaches_the_steps_through_training(base: str, data: str, tmp_p
     ("field", "value", "message"),
     [
         ("data", (), "data is empty"),
-        ("sparse_terms", 0, "sparse_terms is 0; it must be at least 1"),
-        ("lists", 0, "lists is 0; it must be at least 1"),
-        ("pairs_a_step", 1, "pairs_a_step is 1; it must be at least 2"),
-        ("steps", 0, "steps is 0; it must be at least 1"),
-        ("columns", 0, "columns is 0; it must be at least 1"),
-        ("warmup", -1, "warmup is -1; it must be at least 0"),
-        ("weight_decay", -0.1, "weight_decay is -0.1; it must be at least 0"),
-        ("regularisation", -1e-9, "regularisation is -1e-09; it must be at least 0"),
-        ("regularisation", math.nan, "regularisation is nan; it must be at least 0"),
-        ("learning_rate", 0.0, "learning_rate is 0.0; it must be above 0"),
-        ("table_rate", 0.0, "table_rate is 0.0; it must be above 0"),
-        ("temperature", -1.0, "temperature is -1.0; it must be above 0"),
+        ("data", "lists.jsonl", "data is 'lists.jsonl'; it must be a list of str"),
+        ("pairs", "pairs.jsonl", "pairs is 'pairs.jsonl'; it must be a list of str"),
+        ("base", 1, "base is 1; it must be a string"),
+        ("sparse_terms", 0, "sparse_terms is 0; it must be a whole number, at least 1"),
+        ("lists", 0, "lists is 0; it must be a whole number, at least 1"),
+        ("pairs_a_step", 1, "pairs_a_step is 1; it must be a whole number, at least 2"),
+        ("steps", 0, "steps is 0; it must be a whole number, at least 1"),
+        ("steps", 1.5, "steps is 1.5; it must be a whole number, at least 1"),
+        ("columns", 0, "columns is 0; it must be a whole number, at least 1"),
+        ("seed", "x", "seed is 'x'; it must be a whole number, at least 0"),
+        ("warmup", -1, "warmup is -1; it must be a whole number, at least 0"),
+        ("weight_decay", -0.1, "weight_decay is -0.1; it must be a number, at least 0"),
+        ("regularisation", -1e-9, "regularisation is -1e-09; it must be a number, at least 0"),
+        ("regularisation", math.nan, "regularisation is nan; it must be a number, at least 0"),
+        ("learning_rate", 0.0, "learning_rate is 0.0; it must be a number, above 0"),
+        ("learning_rate", math.inf, "learning_rate is inf; it must be a number, above 0"),
+        ("table_rate", 0.0, "table_rate is 0.0; it must be a number, above 0"),
+        ("temperature", -1.0, "temperature is -1.0; it must be a number, above 0"),
     ],
 )
 def test_settings_that_cannot_train_are_refused_before_anything_is_read(
@@ -490,6 +520,21 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(
     with pytest.raises(CorpusError, match=r"empty\.jsonl: there is no example to learn from"):
         train_sparse(settings(empty, out, base=base))
     assert not out.exists()
+
+
+def test_lists_of_which_none_has_an_order_are_refused_unless_pairs_teach(
+    base: str, data: str, tmp_path: Path
+) -> None:
+    rows = [row | {"labels": [1.0] * 4} for row in planted(3)]
+    flat, out = write_lists(tmp_path / "flat.jsonl", rows), tmp_path / "out"
+    one = write_lists(tmp_path / "one.jsonl", planted(1))
+    for pairs in ((), (one,)):
+        with pytest.raises(
+            CorpusError, match=r"flat\.jsonl: none of the 3 lists has two documents"
+        ):
+            train_sparse(settings(flat, out, base=base, pairs=pairs))
+    assert not out.exists()
+    train_sparse(settings(flat, out, base=base, pairs=(one, data), steps=1))
 
 
 def test_a_folder_that_is_taken_is_left_as_it_is(base: str, data: str, tmp_path: Path) -> None:

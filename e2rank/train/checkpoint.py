@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 NAME = "checkpoint.pt"
-FORMAT = 1
+FORMAT = 2
 
 # Fields of a configuration that a run may go on with changed: the result is the same.
 _FREE = ("out", "threads", "save_every")
@@ -27,6 +27,7 @@ class Checkpoint:
         step: steps done.
         fields: of the configuration.
         data: hash of each file of examples.
+        base: fingerprint of the model that it started from.
         weights: those that change.
         optimizer: its state.
     """
@@ -34,6 +35,7 @@ class Checkpoint:
     step: int
     fields: dict[str, Any]
     data: dict[str, str]
+    base: str
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
 
@@ -45,6 +47,7 @@ class Checkpoint:
             "step": self.step,
             "fields": json.dumps(self.fields),
             "data": self.data,
+            "base": self.base,
             "weights": self.weights,
             "optimizer": self.optimizer,
         }
@@ -57,6 +60,8 @@ class Checkpoint:
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
         """Read it; no code is run from the file.
+
+        One of format 1 does not say which model it started from, and so is refused.
 
         Raises:
             ValueError: if it is damaged, or of another format.
@@ -72,7 +77,10 @@ class Checkpoint:
             raise ValueError(
                 f"{folder / NAME} is damaged ({error}); remove the folder and start again"
             ) from error
-        raise ValueError(f"{folder / NAME} is of format {found}, expected {FORMAT}")
+        raise ValueError(
+            f"{folder / NAME} is of format {found}, expected {FORMAT}: go on with the e2rank that "
+            "wrote it, or remove the folder and start again"
+        )
 
     def check(self, fields: Mapping[str, Any], data: Mapping[str, str]) -> None:
         """Refuse to go on with another configuration or other data.
@@ -93,3 +101,16 @@ class Checkpoint:
                     f"data: {path} has changed since the run was started; restore it, or start "
                     "another run in another folder"
                 )
+
+    def check_base(self, fingerprint: str) -> None:
+        """Refuse to put the weights that were trained on another model than they started from.
+
+        Raises:
+            ValueError: if the base is another one.
+        """
+        if self.base != fingerprint:
+            raise ValueError(
+                f"base: {self.fields['base']!r} is not the model that it was when the run was "
+                "started, its weights, tokenizer or contract have changed; restore it, or start "
+                "another run in another folder"
+            )

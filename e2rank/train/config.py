@@ -1,10 +1,10 @@
 """What a training run is: one frozen record, refused where it could not train anything."""
 
 import dataclasses
-import math
 from typing import Any, Literal
 
 from e2rank.train.losses import LISTWISE
+from e2rank.train.ranges import as_tuple, check_ranges, check_strings
 from e2rank.train.sampling import Sampling
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -14,24 +14,27 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("linear", "constant"),
     "precision": ("float32", "bfloat16"),
 }
-# Name, least, most; those that may be None are so by default.
-_WHOLE = (
-    ("lora_rank", 1, math.inf),
-    ("lora_alpha", 1, math.inf),
-    ("prompt_tokens", 1, math.inf),
-    ("prompt_document_tokens", 1, math.inf),
-    ("lists", 1, math.inf),
-    ("token_budget", 1, math.inf),
-    ("chunk_tokens", 1, math.inf),
-    ("epochs", 1, math.inf),
-    ("steps", 1, math.inf),
-    ("seed", 0, math.inf),
-    ("dev_every", 1, math.inf),
-    ("dev_queries", 1, math.inf),
-    ("dev_depth", 1, math.inf),
-    ("save_every", 1, math.inf),
-    ("threads", 1, math.inf),
-)
+_LEAST = {
+    "lora_rank": 1,
+    "lora_alpha": 1,
+    "lora_dropout": 0,
+    "prompt_tokens": 1,
+    "prompt_document_tokens": 1,
+    "weight": 0,
+    "lists": 1,
+    "token_budget": 1,
+    "chunk_tokens": 1,
+    "epochs": 1,
+    "steps": 1,
+    "warmup": 0,
+    "weight_decay": 0,
+    "seed": 0,
+    "dev_every": 1,
+    "dev_queries": 1,
+    "dev_depth": 1,
+    "save_every": 1,
+    "threads": 1,
+}
 _ABOVE_ZERO = (
     "temperature",
     "scale",
@@ -39,13 +42,7 @@ _ABOVE_ZERO = (
     "learning_rate",
     "clip",
 )
-_FROM_ZERO = (
-    ("lora_dropout", 0.999),
-    ("warmup", 1.0),
-    ("weight", math.inf),
-    ("weight_decay", math.inf),
-)
-_TINY = math.ulp(0.0)
+_MOST = {"lora_dropout": 0.999, "warmup": 1.0}
 _SWITCHES = ("train_documents", "dropout", "shuffle", "gradient_checkpointing")
 
 
@@ -90,7 +87,8 @@ class TrainConfig:
         token_budget: most tokens of a batch, see `Sampling`.
         shuffle: whether documents are shown in random order.
         chunk_tokens: tokens, padding included, whose graph is held at a time in each process;
-            it bounds memory and does not change the result.
+            it bounds memory and, where `lora_dropout` is 0 and `dropout` false, does not change the
+            result; each chunk draws its own dropout.
         epochs: passes over the examples.
         steps: batches, however many epochs they take; None for whole epochs.
         learning_rate: of AdamW, at its highest.
@@ -162,12 +160,9 @@ class TrainConfig:
         Raises:
             ValueError: naming the field, its value and what it must be.
         """
-        for name in ("base", "out", "dev", "dev_split", "dev_run"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a string")
-        # TOML and JSON have lists where this has tuples.
+        check_strings(self, ("base", "out", "dev", "dev_split", "dev_run"))
         for name, kind in (("data", str), ("corpora", str), ("list_sizes", int)):
-            object.__setattr__(self, name, _tuple(name, getattr(self, name), kind))
+            as_tuple(self, name, kind)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 given = getattr(self, name)
@@ -175,7 +170,7 @@ class TrainConfig:
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be true or false")
-        self._check_numbers()
+        check_ranges(self, _LEAST, _ABOVE_ZERO, _MOST)
         self._check_together()
 
     def sampling(self) -> Sampling:
@@ -192,24 +187,6 @@ class TrainConfig:
         """Every field, JSON-able."""
         fields = dataclasses.asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
-
-    def _check_numbers(self) -> None:
-        for name, least, most in _WHOLE:
-            self._check(name, int, least, most, "a whole number")
-        for name in _ABOVE_ZERO:
-            self._check(name, int | float, _TINY, math.inf, "a number")
-        for name, most in _FROM_ZERO:
-            self._check(name, int | float, 0, most, "a number")
-
-    def _check(self, name: str, kind: Any, least: float, most: float, what: str) -> None:
-        value = getattr(self, name)
-        if value is None and type(self).__dataclass_fields__[name].default is None:
-            return
-        whole = isinstance(value, kind) and not isinstance(value, bool)
-        if not whole or not least <= value <= most or math.isinf(value):
-            bounds = "above 0" if least == _TINY else f"at least {least:g}"
-            bounds += f" and at most {most:g}" if most < math.inf else ""
-            raise ValueError(f"{name} is {value!r}; it must be {what}, {bounds}")
 
     def _check_together(self) -> None:
         if not self.data:
@@ -234,10 +211,3 @@ class TrainConfig:
         if self.dev_run and not self.dev:
             raise ValueError("dev_run is given without dev; name the BEIR folder that it is of")
         self.sampling()
-
-
-def _tuple(name: str, values: Any, kind: type) -> tuple[Any, ...]:
-    whole = isinstance(values, list | tuple) and all(type(each) is kind for each in values)
-    if not whole:
-        raise ValueError(f"{name} is {values!r}; it must be a list of {kind.__name__}")
-    return tuple(values)

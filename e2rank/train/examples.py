@@ -15,6 +15,9 @@ from e2rank.errors import CorpusError
 _PUBLISHED = frozenset({"query", "document", "ranking", "source"})
 _OURS = frozenset({"query", "documents", "labels", "first_stage", "ids", "source"})
 
+_MOST = 1.7e38
+"""Of a number: losses calculate in float32, where the difference of two must be finite too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -23,7 +26,7 @@ class Example:
     Args:
         query: not blank.
         documents: n texts, at least one; a text may be empty.
-        labels: n finite numbers, higher is better; they compare within this list only.
+        labels: n numbers of at most 1.7e38, higher is better; they compare within this list only.
         first_stage: n finite scores of the first stage, higher is better; () where unknown.
         ids: n document ids, no two alike; () where unknown.
         source: the data set this is from.
@@ -54,9 +57,8 @@ class Example:
         ):
             if len(values) != n:
                 raise ValueError(f"{len(values)} {name} for {n} documents; expected one each")
-        for name, numbers in (("labels", self.labels), ("first_stage", self.first_stage)):
-            if not all(map(math.isfinite, numbers)):
-                raise ValueError(f"{name} hold a NaN or an infinity; expected finite numbers")
+        _check_finite("labels", self.labels)
+        _check_finite("first_stage", self.first_stage)
         if len(set(self.ids)) != len(self.ids):
             raise ValueError("ids hold a document twice; expected each once")
 
@@ -143,6 +145,13 @@ def write_examples(examples: Iterable[Example], path: str | Path, *, texts: bool
         os.fsync(raw.fileno())
     part.replace(file)
     return written
+
+
+def _check_finite(name: str, numbers: Sequence[float]) -> None:
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name} hold a NaN or an infinity; expected finite numbers")
+    if (largest := max(map(abs, numbers), default=0.0)) > _MOST:
+        raise ValueError(f"{name} hold a number as large as {largest}; expected at most {_MOST}")
 
 
 def _row(example: Example, texts: bool) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """The folder of a run: claimed when it begins or goes on, tidied when it ends."""
 
+import logging
 from pathlib import Path
 
 from e2rank.train import checkpoint
 from e2rank.train.checkpoint import Checkpoint
 from e2rank.train.distributed import World
 from e2rank.train.log import NAME as LOG
+
+_log = logging.getLogger("e2rank")
 
 
 def claim(out: Path, resume: bool, world: World) -> Checkpoint | None:
@@ -16,7 +19,8 @@ def claim(out: Path, resume: bool, world: World) -> Checkpoint | None:
         resume: whether the run in it is to go on.
         world: of its processes the main one alone makes the folder.
     Returns:
-        The last checkpoint of the run that goes on; None for one that begins.
+        The last checkpoint of the run that goes on; None for one that begins, or begins anew,
+        which is logged, as it was ended before its first checkpoint.
     Raises:
         ValueError: if the folder is taken, or holds no run to resume.
     """
@@ -28,6 +32,10 @@ def claim(out: Path, resume: bool, world: World) -> Checkpoint | None:
             return Checkpoint.load(out)
         if not (out / LOG).is_file():
             raise ValueError(f"{out} holds no run to resume; leave out resume=True")
+        if world.main:
+            _log.warning(
+                "%s has no checkpoint yet: there is nothing to resume, it starts anew", out
+            )
         return None
     if not world.main:
         return None

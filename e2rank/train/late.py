@@ -13,10 +13,11 @@ from e2rank.encoders.adapter import TOKENS, Adapter
 from e2rank.encoders.heads import TokenHead
 from e2rank.encoders.presets import load_encoder
 from e2rank.encoders.torch import TorchEncoder
-from e2rank.errors import CorpusError
 from e2rank.train.examples import Example, read_lists
+from e2rank.train.finite import check_loss, check_weights
+from e2rank.train.lists import check_order
 from e2rank.train.losses import soft_kl
-from e2rank.train.ranges import check_ranges
+from e2rank.train.ranges import as_tuple, check_ranges, check_strings
 from e2rank.train.states import check_new, check_transformer, forever, rate, read_texts
 
 _log = logging.getLogger("e2rank")
@@ -70,15 +71,16 @@ class LateConfig:
         Raises:
             ValueError: naming the field, its value and what it must be.
         """
-        object.__setattr__(self, "data", tuple(self.data))
-        object.__setattr__(self, "corpora", tuple(self.corpora))
+        check_strings(self, ("out", "base"))
+        for name in ("data", "corpora"):
+            as_tuple(self, name, str)
         if not self.data:
             raise ValueError("data is empty; name at least one file of examples")
-        counts = dict.fromkeys(("token_dim", "token_layers", "lists", "steps"), 1)
-        least = counts | {"warmup": 0, "weight_decay": 0}
-        check_ranges(self, least, ("learning_rate", "temperature"))
-        if not 0.0 <= self.fusion_weight <= 1.0:
-            raise ValueError(f"fusion_weight is {self.fusion_weight}; it must be in [0, 1]")
+        counts = dict.fromkeys(("token_dim", "token_layers", "lists", "steps", "threads"), 1)
+        rest = dict.fromkeys(("fusion_weight", "warmup", "weight_decay", "seed"), 0)
+        check_ranges(
+            self, counts | rest, ("learning_rate", "temperature"), most={"fusion_weight": 1}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,8 @@ def train_tokens(config: LateConfig, *, progress: Callable[[int], None] | None =
 
     Raises:
         ValueError: if `out` is taken, or the base is no transformer, or too small for the head.
-        CorpusError: for an example that cannot be used, or where there is none.
+        CorpusError: for an example that cannot be used, or where none has anything to teach.
+        EncodingError: if the loss, or a weight of the result, is a NaN or an infinity.
     """
     out = Path(config.out)
     check_new(out)
@@ -114,8 +117,7 @@ def train_tokens(config: LateConfig, *, progress: Callable[[int], None] | None =
     base = check_transformer(load_encoder(config.base), config.base)
     _check_room(base, config)
     examples = read_lists(config.data, config.corpora)
-    if not examples:
-        raise CorpusError(f"{', '.join(config.data)}: there is no example to learn from")
+    check_order(examples, config.data)
     lists = read_states(base, examples, config.token_layers)
     head = fit(lists, config, progress)
     adapter = Adapter(
@@ -155,7 +157,11 @@ def read_states(encoder: TorchEncoder, examples: Sequence[Example], layers: int)
 def fit(
     lists: Lists, config: LateConfig, progress: Callable[[int], None] | None = None
 ) -> TokenHead:
-    """A head trained on the lists."""
+    """A head trained on the lists.
+
+    Raises:
+        EncodingError: if the loss, or a weight of the head, is a NaN or an infinity.
+    """
     torch.manual_seed(config.seed)
     width = lists.documents[0].shape[1]
     head = TokenHead(width, config.token_dim)
@@ -169,6 +175,7 @@ def fit(
     order = forever(len(lists.examples), config.seed)
     for step in range(config.steps):
         loss = list_loss(head, lists, [next(order) for _ in range(config.lists)], config)
+        check_loss(loss)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -177,6 +184,7 @@ def fit(
             _log.info("step %d: loss %.4f", step + 1, loss.item())
         if progress is not None:
             progress(step + 1)
+    check_weights([*head.state_dict().values(), torch.tensor(head.blend())])
     return head
 
 
@@ -193,7 +201,7 @@ def list_loss(
         asked = head.queries(lists.queries[i].float())
         late = maxsim(asked, [tokens[place] for place in lists.places[i]])
         scores = head.log_maxsim.exp() * late + head.log_cosine.exp() * lists.cosines[i]
-        labels = torch.tensor(lists.examples[i].labels)
+        labels = torch.tensor(lists.examples[i].labels, dtype=torch.float64)
         mask = torch.ones(1, len(labels), dtype=torch.bool)
         losses.append(
             soft_kl(scores[None], labels[None], mask, teacher_temperature=config.temperature)

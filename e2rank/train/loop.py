@@ -19,6 +19,7 @@ from e2rank.train.dev import Dev, load_dev
 from e2rank.train.distributed import World
 from e2rank.train.examples import Example, read_lists
 from e2rank.train.folder import claim, tidy
+from e2rank.train.lists import check_order, check_room, contrasted
 from e2rank.train.log import RunLog, draw_curve, read_log
 from e2rank.train.model import Trainee
 from e2rank.train.sampling import Epoch, ListBatch
@@ -34,7 +35,8 @@ def train(
 ) -> Path:
     """Train, and write an adapter or a model folder that `load_encoder` loads.
 
-    Under torchrun every process calls this, and the result is that of one process.
+    Under torchrun every process calls this, and without dropout (`lora_dropout` is 0.05 unless
+    given) the result is that of one process; with it each process draws its own.
 
     Args:
         config: everything that makes a run.
@@ -45,7 +47,8 @@ def train(
         The folder.
     Raises:
         ValueError: if the folder is taken, or a resumed run is another one.
-        CorpusError: for a row that is no example.
+        CorpusError: for a row that is no example or does not fit into its prompt, or where no list
+            has anything to teach.
         AdapterError: if the result, read back, is not what was trained.
         EncodingError: if the loss is a NaN or an infinity.
     """
@@ -124,8 +127,12 @@ def _begin(config: TrainConfig, world: World, resume: bool) -> _Run:
     if saved is not None:
         saved.check(config.to_dict(), data)
     examples = read_lists(config.data, config.corpora)
+    check_order(examples, config.data, others=contrasted(examples, config))
     # The base reads all that stays as it is; only then its weights are made ready to change.
     trainee = model.load(config, _sizes(examples, config), world.device)
+    if saved is not None:
+        saved.check_base(trainee.fingerprint)
+    check_room(trainee, config, examples)
     frozen = None if config.train_documents else freeze(trainee, examples, out, world)
     dev = load_dev(config, trainee) if world.main else None
     torch.manual_seed(config.seed)
@@ -159,8 +166,14 @@ def _measure(run: _Run) -> None:
 def _save(run: _Run) -> None:
     if run.world.main:
         state = run.optimizer.state_dict()
-        saved = Checkpoint(run.done, run.config.to_dict(), run.data, dict(run.weights), state)
-        saved.save(Path(run.config.out))
+        Checkpoint(
+            step=run.done,
+            fields=run.config.to_dict(),
+            data=run.data,
+            base=run.trainee.fingerprint,
+            weights=dict(run.weights),
+            optimizer=state,
+        ).save(Path(run.config.out))
 
 
 def _finish(run: _Run) -> Path:

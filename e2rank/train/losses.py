@@ -4,7 +4,8 @@ A listwise loss takes scores (b, n) float, labels (b, n), higher is better and e
 preference, and mask (b, n) bool, True for a real document. It returns a scalar, the mean over the
 lists that have something to learn: a list of fewer than two documents, or whose labels are all
 equal, adds 0 and is not counted. Masked places change neither value nor gradient, whatever stands
-there, NaN included. Scores of half precision are read as float32, labels are constants.
+there, NaN included. Scores of half precision are read as float32. Labels are constants, and are
+compared in their own precision, so that they may be float64 where float32 would make them equal.
 
 `weights` (b,) multiply each list's loss; the mean is still over lists, not over weights, so lists
 of low weight move the model less, as a curriculum wants.
@@ -33,6 +34,11 @@ def _lists(scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
     if mask.dtype != torch.bool:
         raise ValueError(f"mask is {mask.dtype}; it must be bool, True for a real document")
     return torch.where(mask, full(scores), 0), torch.where(mask, labels.detach(), 0)
+
+
+def _real(labels: Tensor, scores: Tensor) -> Tensor:
+    """Labels to calculate with: at least as precise as the scores, in float64 if they are."""
+    return labels.to(torch.promote_types(labels.dtype, scores.dtype))
 
 
 def _pair_mean(losses: Tensor, pairs: Tensor, weights: Tensor | None) -> Tensor:
@@ -89,7 +95,8 @@ def ranknet(
     """
     scores, labels = _lists(scores, labels, mask)
     gaps = _differences(scores)
-    targets = _differences(labels.to(scores)).sigmoid() if soft else torch.ones_like(gaps)
+    wanted = _differences(_real(labels, scores)).sigmoid().to(scores)
+    targets = wanted if soft else torch.ones_like(gaps)
     losses = functional.binary_cross_entropy_with_logits(gaps, targets, reduction="none")
     return _pair_mean(losses, _preferred(labels, mask), weights)
 
@@ -166,7 +173,7 @@ def listnet(
     Source: Cao et al. 2007, Learning to Rank: From Pairwise Approach to Listwise Approach.
     """
     scores, labels = _lists(scores, labels, mask)
-    teacher = _log_softmax(labels.to(scores), mask).exp()
+    teacher = _log_softmax(_real(labels, scores), mask).exp().to(scores)
     return mean_counted(
         -(teacher * _log_softmax(scores, mask)).sum(1), _learnable(labels, mask), weights
     )
@@ -195,7 +202,7 @@ def soft_kl(
     check_positive("teacher_temperature", teacher_temperature)
     scores, labels = _lists(scores, labels, mask)
     student = _log_softmax(scores / student_temperature, mask)
-    teacher = _log_softmax(labels.to(scores) / teacher_temperature, mask)
+    teacher = _log_softmax(_real(labels, scores) / teacher_temperature, mask).to(scores)
     forward = (teacher.exp() * (teacher - student)).sum(1)
     reverse = (student.exp() * (student - teacher)).sum(1)
     kinds = {"forward": forward, "reverse": reverse, "symmetric": (forward + reverse) / 2}

@@ -19,7 +19,7 @@ class Targets:
     Args:
         texts: m texts, each once, however many lists hold it.
         places: (b, n) int64, which text each document is; 0 where there is none.
-        labels: (b, n) float32; 0 where there is none.
+        labels: (b, n) float64, so that those that differ stay different; 0 where there is none.
         mask: (b, n) bool, True for a document.
         positives: (b,) int64, the text of each list's best-labelled document, the first of equals.
         negatives: (b, m) bool, what a query is told apart from.
@@ -46,23 +46,28 @@ def targets(batch: ListBatch) -> Targets:
     """What a batch asks for, on the CPU.
 
     A query's negatives are the documents of its list labelled below the best, and those of the
-    other lists. A text that its own list holds is what its own list says, so a positive that
-    another list holds too is no negative. A list of several documents with one label has no best,
-    and takes no part.
+    lists of other queries. A text that its own list holds is what its own list says, so a positive
+    that another list holds too is no negative. A list of several documents with one label has no
+    best, and takes no part.
     """
     texts = tuple(dict.fromkeys(text for each in batch.examples for text in each.documents))
     number = {text: place for place, text in enumerate(texts)}
     b, n = len(batch.examples), max(map(len, batch.examples))
     places = np.zeros((b, n), dtype=np.int64)
-    labels = np.zeros((b, n), dtype=np.float32)
+    labels = np.zeros((b, n))
     mask = np.zeros((b, n), dtype=bool)
     positives = np.zeros(b, dtype=np.int64)
     negatives = np.ones((b, len(texts)), dtype=bool)
+    of_query: dict[str, list[int]] = {}
+    for each in batch.examples:
+        of_query.setdefault(each.query, []).extend(number[text] for text in each.documents)
     for row, example in enumerate(batch.examples):
         own, values = np.array([number[text] for text in example.documents]), example.labels
         places[row, : len(own)], labels[row, : len(own)] = own, values
         mask[row, : len(own)] = True
         positives[row] = own[np.argmax(values)]
+        negatives[row, of_query[example.query]] = False
+        negatives[row, own[np.asarray(values) < max(values)]] = True
         negatives[row, own[np.asarray(values) == max(values)]] = False
         if len(own) > 1 and min(values) == max(values):
             negatives[row] = False

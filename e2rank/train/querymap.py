@@ -70,13 +70,11 @@ class AdaptConfig:
         Raises:
             ValueError: naming the field, its value and what it must be.
         """
-        if not 0.0 < self.held_out <= 0.5:
-            raise ValueError(f"held_out is {self.held_out}; it must be above 0, and at most 0.5")
+        # First, as how many queries are needed follows from it.
+        check_ranges(self, {}, ("held_out",), most={"held_out": 0.5})
         least = {"epochs": 1, "lists": 1, "weight_decay": 0, "seed": 0}
-        given = {"queries": self.least, "depth": 2}
-        least |= {name: low for name, low in given.items() if getattr(self, name) is not None}
         positive = ("pull", "ridge", "learning_rate", "temperature", "scale")
-        check_ranges(self, least, positive)
+        check_ranges(self, least | {"queries": self.least, "depth": 2}, positive)
 
     @property
     def least(self) -> int:

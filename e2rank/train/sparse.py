@@ -14,11 +14,12 @@ from e2rank.encoders.adapter import SPARSE, Adapter
 from e2rank.encoders.presets import load_encoder
 from e2rank.encoders.soft import word_embeddings
 from e2rank.encoders.sparse import SparseHead
-from e2rank.errors import CorpusError
 from e2rank.train.examples import read_lists
+from e2rank.train.finite import check_loss, check_weights
+from e2rank.train.lists import check_order
 from e2rank.train.losses import soft_kl
 from e2rank.train.material import Asked, Material, read_material
-from e2rank.train.ranges import check_ranges
+from e2rank.train.ranges import as_tuple, check_ranges, check_strings
 from e2rank.train.states import check_new, check_transformer, forever, rate
 
 _log = logging.getLogger("e2rank")
@@ -91,12 +92,14 @@ class SparseConfig:
         Raises:
             ValueError: naming the field, its value and what it must be.
         """
+        check_strings(self, ("out", "base"))
         for name in ("data", "pairs", "corpora"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            as_tuple(self, name, str)
         if not self.data:
             raise ValueError("data is empty; name at least one file of examples")
-        counts = dict.fromkeys(("sparse_terms", "lists", "steps", "columns"), 1)
-        least = counts | {"pairs_a_step": 2, "warmup": 0, "weight_decay": 0, "regularisation": 0}
+        counts = dict.fromkeys(("sparse_terms", "lists", "steps", "columns", "threads"), 1)
+        rest = dict.fromkeys(("warmup", "weight_decay", "regularisation", "seed"), 0)
+        least = counts | {"pairs_a_step": 2} | rest
         check_ranges(self, least, ("learning_rate", "table_rate", "temperature"))
 
 
@@ -105,7 +108,8 @@ def train_sparse(config: SparseConfig, *, progress: Callable[[int], None] | None
 
     Raises:
         ValueError: if `out` is taken, or the base is no transformer.
-        CorpusError: for an example that cannot be used, or where there is none.
+        CorpusError: for an example that cannot be used, or where none has anything to teach.
+        EncodingError: if the loss, or a weight of the result, is a NaN or an infinity.
     """
     out = Path(config.out)
     check_new(out)
@@ -113,9 +117,9 @@ def train_sparse(config: SparseConfig, *, progress: Callable[[int], None] | None
         torch.set_num_threads(config.threads)
     base = check_transformer(load_encoder(config.base), config.base)
     lists = read_lists(config.data, config.corpora)
-    if not lists:
-        raise CorpusError(f"{', '.join(config.data)}: there is no example to learn from")
     pairs = [read_lists((name,), config.corpora) for name in config.pairs]
+    # Two pairs of one file are enough for InfoNCE, whatever the lists say.
+    check_order(lists, config.data, others=any(len(each) > 1 for each in pairs))
     material = read_material(base, lists, pairs)
     torch.manual_seed(config.seed)
     head = SparseHead(word_embeddings(base.tower).cpu(), material.states[0].shape[1])
@@ -141,7 +145,11 @@ def fit(
     config: SparseConfig,
     progress: Callable[[int], None] | None = None,
 ) -> SparseHead:
-    """The head, trained where the material is: on the CPU."""
+    """The head, trained where the material is: on the CPU.
+
+    Raises:
+        EncodingError: if the loss, or a weight of the head, is a NaN or an infinity.
+    """
     head.log_query.data.copy_(log_idf(material.ids, len(head.bias)))
     scale = torch.nn.Parameter(torch.tensor(3.0).log())
     slow = [head.log_query, head.bias, head.gain, *head.own.parameters(), scale]
@@ -161,6 +169,7 @@ def fit(
         lists, pairs, columns = draw.step()
         pressure = config.regularisation * min(1.0, 2 * (step + 1) / config.steps) ** 2
         loss = batch_loss(head, scale.exp(), material, lists, pairs, columns, config, pressure)
+        check_loss(loss)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -169,6 +178,7 @@ def fit(
             _log.info("step %d: loss %.4f", step + 1, loss.item())
         if progress is not None:
             progress(step + 1)
+    check_weights([*head.state_dict().values(), torch.from_numpy(head.query_weights())])
     return head
 
 
@@ -199,7 +209,8 @@ def batch_loss(  # noqa: PLR0913 - the parts of one formula
     loss = regulariser(weights[:, len(terms) :], len(head.bias)) * pressure
     for number, each in enumerate(lists):
         own = scores[number, [row[place] for place in each.places]][None]
-        labels, mask = torch.tensor([each.labels]), torch.ones(1, len(each.labels)).bool()
+        labels = torch.tensor([each.labels], dtype=torch.float64)
+        mask = torch.ones(1, len(each.labels)).bool()
         kl = soft_kl(own, labels, mask, teacher_temperature=config.temperature)
         loss = loss + kl / len(lists)
     if pairs:

@@ -10,12 +10,12 @@ import torch
 
 from e2rank.encoders.batching import batches
 from e2rank.encoders.tokens import Tokens
-from e2rank.errors import EncodingError
 from e2rank.train import distributed
 from e2rank.train.cache import Side, cached_backward, plain_backward
 from e2rank.train.config import TrainConfig
 from e2rank.train.distributed import World, gather, split
 from e2rank.train.examples import Example
+from e2rank.train.finite import check_loss
 from e2rank.train.model import Trainee
 from e2rank.train.objective import Losses, objective, targets
 from e2rank.train.sampling import ListBatch
@@ -59,11 +59,7 @@ def learn(
     # One pass less where the graph of the whole batch is no more than that of a chunk.
     fits = sum(each.padded for each in chunked) <= config.chunk_tokens
     (plain_backward if fits else cached_backward)([each.side for each in chunked], loss)
-    if not torch.isfinite(held[0].total):
-        raise EncodingError(
-            f"the loss is {held[0].total.item()}: lower the learning rate or raise the "
-            "temperature; the last checkpoint is from before"
-        )
+    check_loss(held[0].total)
     read = float(sum(len(each.ids) for side in texts for each in side))
     return held[0], distributed.mean(read) * world.size
 
