@@ -36,6 +36,9 @@ SMALL: dict[str, Any] = {
 BERT = Contract(family="bidirectional", pooling="mean", dim=32, prompt_document_tokens=40)
 QWEN = dataclasses.replace(e2rank_contract(32), prompt_document_tokens=40)
 
+# What `saved` puts in front of texts.
+PROMPTS = {"query": "find: ", "document": "text: "}
+
 # How Qwen3 splits text before it merges bytes.
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -158,6 +161,35 @@ def made(
         device="cpu",
         padding_side=side,
     )
+
+
+def saved(
+    folder: Path,
+    model: torch.nn.Module,
+    *after: torch.nn.Module,
+    chat: bool = False,
+    **settings: Any,
+) -> str:
+    """A sentence-transformers folder of a tiny model and of what comes after it."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    decoder = isinstance(model, transformers.Qwen3Model)
+    tokenizer = qwen() if decoder else transformers.AutoTokenizer.from_pretrained(minilm_folder())
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    # Left to itself it would send every text through the tokenizer's chat template, if it has one.
+    plain = {"method": "forward", "method_output_name": "last_hidden_state"}
+    kind = (
+        {}
+        if chat
+        else {"modality_config": {"text": plain}, "module_output_name": "token_embeddings"}
+    )
+    first = Transformer(str(folder / "base"), max_seq_length=64, **kind)
+    settings = {"prompts": PROMPTS, "device": "cpu"} | settings
+    whole = SentenceTransformer(modules=[first, *after], **settings)
+    whole.save(str(folder / "saved"), create_model_card=False)
+    return str(folder / "saved")
 
 
 @contextmanager

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from encoders_support import (
     ROOT,
     abstracts,
     assert_close,
     minilm_folder,
     qwen,
+    saved,
     tiny_bert,
     tiny_qwen,
 )
@@ -22,7 +22,6 @@ from sentence_transformers.sentence_transformer.modules import (
     LayerNorm,
     Normalize,
     Pooling,
-    Transformer,
 )
 
 from e2rank.encoders import Encoder
@@ -31,31 +30,16 @@ from e2rank.encoders.presets import e2rank_contract, load_encoder
 from e2rank.errors import MissingExtra
 
 TEXTS = ["", "wing", *abstracts(6), "a wing. " * 200, " \tlift\n\ndrag \n"]
-PROMPTS = {"query": "find: ", "document": "text: "}
-
-
-def saved(folder: Path, model: torch.nn.Module, *after: torch.nn.Module, chat: bool = False) -> str:
-    """A sentence-transformers folder of a tiny model and of what comes after it."""
-    decoder = isinstance(model, transformers.Qwen3Model)
-    tokenizer = qwen() if decoder else transformers.AutoTokenizer.from_pretrained(minilm_folder())
-    model.save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
-    # Left to itself it would send every text through the tokenizer's chat template, if it has one.
-    plain = {"method": "forward", "method_output_name": "last_hidden_state"}
-    kind = (
-        {}
-        if chat
-        else {"modality_config": {"text": plain}, "module_output_name": "token_embeddings"}
-    )
-    first = Transformer(str(folder / "base"), max_seq_length=64, **kind)
-    whole = SentenceTransformer(modules=[first, *after], prompts=PROMPTS, device="cpu")
-    whole.save(str(folder / "saved"), create_model_card=False)
-    return str(folder / "saved")
 
 
 def dense() -> Dense:
     """A linear layer from 32 to 8."""
     return Dense(32, 8, activation_function=torch.nn.Tanh())
+
+
+def tokenwise() -> Dense:
+    """A linear layer on the states of tokens."""
+    return Dense(32, 32, module_input_name="token_embeddings")
 
 
 def assert_encodes_like(encoder: Encoder, own: SentenceTransformer) -> None:
@@ -137,9 +121,31 @@ def test_a_qwen_folder_gives_the_vectors_of_sentence_transformers(
         (tiny_bert, [Pooling(32, "mean", include_prompt=False)], "prompt"),
         (tiny_bert, [Pooling(32, "mean"), Dense(32, 32, use_residual=True)], "residual"),
         (tiny_bert, [Pooling(32, "mean"), LayerNorm(32)], "has the modules .*'LayerNorm'"),
+        (
+            tiny_bert,
+            [Pooling(32, "mean"), Normalize(), dense()],
+            "'Normalize', 'Dense'.; expected Transformer, Pooling, any number of Dense, and Norm",
+        ),
+        (tiny_bert, [tokenwise(), Pooling(32, "mean")], "'Dense', 'Pooling'.; expected"),
+        (
+            tiny_bert,
+            [Pooling(32, "mean"), tokenwise()],
+            "a Dense from 'token_embeddings' to 'token_embeddings'; expected it to read and write",
+        ),
         (tiny_qwen, [Pooling(32, "lasttoken")], "chat template"),
     ],
-    ids=["max", "weighted mean", "two", "without its prompt", "residual", "norm", "chat template"],
+    ids=[
+        "max",
+        "weighted mean",
+        "two",
+        "without its prompt",
+        "residual",
+        "norm",
+        "normalised first",
+        "layer before pooling",
+        "layer on tokens",
+        "chat template",
+    ],
 )
 def test_a_pipeline_that_would_be_encoded_otherwise_is_refused_by_name(
     tmp_path: Path,

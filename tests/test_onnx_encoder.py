@@ -20,7 +20,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from encoders_support import BERT, QWEN, assert_close, made, wordpiece
+from encoders_support import BERT, QWEN, assert_close, byte_pairs, made, wordpiece
 from onnx_support import ENCODERS, TEXTS, adapted, encoder, exported, graph_of, one_parts
 from tokenizers import Tokenizer, normalizers
 from typer.testing import CliRunner
@@ -48,7 +48,7 @@ from e2rank.encoders.onnx.samples import real_texts
 from e2rank.encoders.onnx.sessions import Sessions
 from e2rank.encoders.onnx.sparse import SparseGraph
 from e2rank.encoders.onnx.transformer import Graph
-from e2rank.encoders.tokens import Tokens
+from e2rank.encoders.tokens import Tokens, Wording
 from e2rank.errors import MissingExtra
 
 TERMS = {"query.terms", "query.directions", "query.pull"}
@@ -893,3 +893,18 @@ def test_exporting_names_the_package_that_it_lacks(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(package, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(MissingExtra, match=r"onnxscript is not installed.*e2rank\[export\]"):
         _ = package.export_onnx
+
+
+def test_texts_without_a_token_are_left_out_of_what_an_export_reads_by_itself(
+    tmp_path: Path,
+) -> None:
+    nothing_added = dataclasses.replace(QWEN, query_suffix="", document_suffix="")
+    bare = dataclasses.replace(nothing_added, query_prefix="")
+    words = Wording(byte_pairs(), bare)
+    assert not export._has_tokens(words, "")
+    assert export._has_tokens(words, "lift")
+    assert export._has_tokens(made(BERT).words, "")
+    read = export._calibration(words, ["lift", "drag"])
+    assert all(each.ids for each in read)
+    with pytest.raises(ValueError, match="text 1 has no token"):
+        export.export_onnx(made(bare), tmp_path / "bundle", texts=["lift", ""])

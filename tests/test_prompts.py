@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from encoders_support import abstracts, at_most, byte_pairs, qwen, wordpiece
@@ -275,6 +276,59 @@ def test_a_joint_prompt_shares_its_budget_out_fairly(budget: int) -> None:
 def test_more_documents_than_a_joint_prompt_can_hold_are_refused(texts: list[str]) -> None:
     with pytest.raises(ValueError, match=rf"{len(texts)} documents do not fit .* show fewer"):
         bert(QUERY, texts, prompt_tokens=64)
+
+
+@pytest.mark.parametrize("most", [1, 8, 40])
+def test_a_query_in_a_prompt_is_cut_to_its_first_tokens(most: int) -> None:
+    long = abstracts(1)[0]
+    prompt = e2rank(long, ["wing", "lift"], query_tokens=most)
+    assert prompt.ids == recipe(first_tokens(long, most), ["wing", "lift"])
+    assert prompt.cut
+    short = first_tokens(long, most)
+    assert not e2rank(short, ["wing", "lift"], query_tokens=most).cut
+
+
+def test_a_query_over_a_whole_prompt_leaves_room_for_documents() -> None:
+    prompt = e2rank("lift " * 9000, [*abstracts(3)], prompt_tokens=1000)
+    assert len(prompt.ids) <= 1000
+    assert prompt.cut
+
+
+@pytest.mark.parametrize("texts", [[""], ["wing", "", "lift"]], ids=["alone", "among others"])
+@pytest.mark.parametrize("kind", ["queries", "documents"])
+def test_a_text_without_a_token_is_refused_by_its_place(kind: str, texts: list[str]) -> None:
+    bare = dataclasses.replace(E2RANK, query_prefix="", query_suffix="", document_suffix="")
+    says = rf"text {texts.index('')} has no token: it is '', .* put a suffix into the contract"
+    with pytest.raises(ValueError, match=says):
+        getattr(Wording(byte_pairs(), bare), kind)(texts)
+
+
+NO_TEXTS = [
+    ("wing", r"'wing' is one text; expected a list of texts"),
+    (["wing", None], "text 1 is a NoneType; expected a str"),
+    (["wing", "a \ud83d b"], r"text 1 holds a lone surrogate, '\\ud83d' at character 2"),
+]
+
+
+@pytest.mark.parametrize(("texts", "says"), NO_TEXTS, ids=["one", "none", "surrogate"])
+@pytest.mark.parametrize("kind", ["queries", "documents", "terms"])
+@pytest.mark.parametrize("words", [byte_pairs, wordpiece])
+def test_what_is_no_list_of_texts_is_refused_by_its_place(
+    words: Callable[[], Tokenizer], kind: str, texts: Any, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        getattr(Wording(words(), BERT), kind)(texts)
+
+
+@pytest.mark.parametrize(("texts", "says"), NO_TEXTS, ids=["one", "none", "surrogate"])
+@pytest.mark.parametrize("prompt", [e2rank, bert])
+def test_what_is_no_text_of_a_prompt_is_refused_by_its_place(
+    prompt: Callable[..., Tokens], texts: Any, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says.replace("text", "document")):
+        prompt(QUERY, texts)
+    with pytest.raises(ValueError, match=says):
+        Wording(byte_pairs(), E2RANK).prompts(texts, [[]] * len(texts))
 
 
 def test_a_joint_prompt_needs_a_tokenizer_that_closes_a_text() -> None:

@@ -131,6 +131,14 @@ def test_means_in_the_text_are_those_that_were_measured() -> None:
     assert f"1/{1 / means['p50 of tokens over cross-encoder']:.0f} of its time" in text
 
 
+def test_what_a_prompt_takes_beside_a_cross_encoder_was_measured() -> None:
+    path = ROOT / "benchmarks" / "results" / "gpu.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["results"]["listwise"]
+    share = {(each["depth"], each["rerank"]): each["to_cross_encoder"] for each in rows}
+    told = f"shows 20 scores 100 abstracts in {share[100, 'listwise, 20 shown']:.2f} of a cross-"
+    assert told.replace(" 0.", " .") in " ".join(README.split())
+
+
 def test_what_adapting_gains_is_what_was_measured() -> None:
     path = ROOT / "benchmarks" / "results" / "adapt.json"
     results = json.loads(path.read_text(encoding="utf-8"))["results"]

@@ -174,3 +174,43 @@ def test_vectors_and_states_carry_gradients_into_the_model() -> None:
     for loss in (found.vectors[:, 0].sum(), torch.cat(found.states)[:, 40].sum()):
         (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
         assert gradient.abs().max() > 0
+
+
+def given_to(tower: Tower, side: str) -> set[str]:
+    """Names of what the model is given of a padded batch."""
+    names: set[str] = set()
+    tower.model.register_forward_pre_hook(
+        lambda _, args, given: names.update(given), with_kwargs=True
+    )
+    with torch.no_grad():
+        tower([Tokens([5, 6, 7], range(3), 3, cut=False), Tokens([5], range(1), 1, cut=False)],
+              side=side)  # fmt: skip
+    return names
+
+
+def test_only_texts_that_look_back_and_are_padded_behind_are_read_without_a_mask() -> None:
+    masked = {"attention_mask", "position_ids"}
+    assert not masked & given_to(tower_of(QWEN), "right")
+    assert masked <= given_to(tower_of(QWEN), "left")
+    for side in ("left", "right"):
+        assert masked <= given_to(tower_of(BERT), side)
+    # A decoder whose tokens see all others, and one whose prompt counts otherwise.
+    tower = tower_of(QWEN)
+    tower.model.config.is_causal = False
+    for layer in tower.model.layers:
+        layer.self_attn.is_causal = False
+    assert masked <= given_to(tower, "right")
+    tower = tower_of(QWEN)
+    assert not tower._needs_no_mask([Tokens([5, 6], [0, 0], 2, cut=False)])
+
+
+def test_whether_a_model_looks_back_is_found_without_changing_it() -> None:
+    tower = tower_of(QWEN).train()
+    tower.model.layers[0].eval()
+    modes = [each.training for each in tower.modules()]
+    state = torch.get_rng_state()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tower._looks_back
+    assert [each.training for each in tower.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not tower_of(QWEN).to(torch.bfloat16)._looks_back

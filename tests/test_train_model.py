@@ -165,15 +165,16 @@ def test_no_token_of_padding_attends_to_nothing_while_a_model_is_trained(tmp_pat
     config = support.config(support.qwen_base(tmp_path / "base"), "a", tmp_path)
     trainee = model.load(config, [3], CPU)
     assert trainee.tower.side == "left"
-    masks = []
+    calls: list[dict[str, Any]] = []
     trainee.tower.model.register_forward_pre_hook(
-        lambda module, given, named: masks.append(named["attention_mask"]), with_kwargs=True
+        lambda module, given, named: calls.append(named), with_kwargs=True
     )
     words = trainee.words.queries(["wing", "a wing of a shock and more words"])
     found = trainee.read(words).detach().numpy()
     # Every token of a causal sequence sees the first: it is none of padding.
-    assert bool(masks[0][:, 0].all())
-    assert not bool(masks[0].all())
+    assert calls[-1]["input_ids"][:, 0].tolist() == [each.ids[0] for each in words]
+    assert len(words[0].ids) < len(words[1].ids)
+    assert "attention_mask" not in calls[-1]
     alone = np.concatenate([trainee.encode([each]) for each in words])
     np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5)
 

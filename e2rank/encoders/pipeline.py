@@ -9,6 +9,7 @@ import torch
 from sentence_transformers.base.modules import Router
 
 from e2rank.contract import Contract
+from e2rank.encoders.backend import backend
 from e2rank.encoders.batching import batches, halves, with_progress
 from e2rank.encoders.digest import model_digest, text_digest, weights_digest
 from e2rank.encoders.tokens import Wording
@@ -68,7 +69,8 @@ class Pipeline:
             task: what its texts are.
             lock: held while the model's tokenizer runs, which keeps the length that it cuts to.
         Raises:
-            ValueError: if the model routes texts, and none of its routes is of this task.
+            ValueError: if the model routes texts, and none of its routes is of this task, or its
+                tokenizer is not one of Rust's.
         """
         self.modules = _route(model, task)
         names = [*_PROMPTS[task], model.default_prompt_name]
@@ -83,7 +85,7 @@ class Pipeline:
             document_prefix=self.prefix,
             document_tokens=self.budget,
         )
-        self.words = Wording(self.modules[0].tokenizer.backend_tokenizer, contract)
+        self.words = Wording(backend(self.modules[0].tokenizer), contract)
         self._task = task
         self._lock = lock
 

@@ -1,6 +1,6 @@
 """From text to token ids under a contract's budgets; knows tokenizers, not models."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenizers import Encoding as Pieces
@@ -29,7 +29,11 @@ class Tokens:
 
 
 class Wording:
-    """A tokenizer under a contract: queries, documents and listwise prompts as token ids."""
+    """A tokenizer under a contract: queries, documents and listwise prompts as token ids.
+
+    Whatever makes tokens raises ValueError, naming the place, for what is no list of texts or
+    cannot be read as text.
+    """
 
     def __init__(self, tokenizer: Tokenizer, contract: Contract) -> None:
         """Take a private copy of `tokenizer`: its own padding and truncation are switched off."""
@@ -48,7 +52,7 @@ class Wording:
 
     def terms(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of bare texts: no prefix, no special tokens, nothing cut."""
-        read = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        read = self._tokenizer.encode_batch_fast(_checked(texts), add_special_tokens=False)
         return [each.ids for each in read]
 
     def special(self) -> frozenset[int]:
@@ -57,12 +61,20 @@ class Wording:
         return frozenset(id_ for id_, token in added.items() if token.special)
 
     def queries(self, texts: Sequence[str]) -> list[Tokens]:
-        """One sequence a query."""
+        """One sequence a query.
+
+        Raises:
+            ValueError: if a query has no token, or its budget no room for it.
+        """
         contract = self.contract
         return self._fit(texts, contract.query_prefix, contract.query_suffix, contract.query_tokens)
 
     def documents(self, texts: Sequence[str]) -> list[Tokens]:
-        """One sequence a document."""
+        """One sequence a document.
+
+        Raises:
+            ValueError: if a document has no token, or its budget no room for it.
+        """
         contract = self.contract
         before, after = contract.document_prefix, contract.document_suffix
         return self._fit(texts, before, after, contract.document_tokens)
@@ -70,11 +82,14 @@ class Wording:
     def prompts(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[Tokens]:
         """One listwise prompt a query; its documents are cut to a fair share of the budget.
 
+        A query is cut to the contract's `query_tokens`.
+
         Raises:
             ValueError: if a query leaves no room for its documents.
         """
         build = self._turn if self.contract.family == "decoder" else self._joint
-        return [build(query, docs) for query, docs in zip(queries, documents, strict=True)]
+        pairs = zip(_checked(queries), documents, strict=True)
+        return [build(query, docs) for query, docs in pairs]
 
     def vector_prompts(self, queries: Sequence[str], counts: Sequence[int]) -> list[Tokens]:
         """One prompt a query with places for so many soft tokens.
@@ -101,11 +116,15 @@ class Wording:
         # Where each token stands costs a quarter of the time, and shows a prefix from the text.
         located = bool(before or after)
         encode = self._tokenizer.encode_batch if located else self._tokenizer.encode_batch_fast
+        read = encode([f"{before}{text}{after}" for text in _checked(texts)])
         fitted = []
-        for text, each in zip(
-            texts, encode([f"{before}{text}{after}" for text in texts]), strict=True
-        ):
+        for place, (text, each) in enumerate(zip(texts, read, strict=True)):
             ids = each.ids
+            if not ids:
+                raise ValueError(
+                    f"text {place} has no token: it is {text[:40]!r}, and the tokenizer adds none; "
+                    "leave it out, give it a title, or put a suffix into the contract"
+                )
             if over := max(0, len(ids) - budget):
                 own = _standing_for(each, len(before), len(text)) if located else _unadded(each)
                 ids = _without_last(ids, own, over)
@@ -115,7 +134,9 @@ class Wording:
     def _turn(self, query: str, documents: Sequence[str]) -> Tokens:
         """Decoder family: cut the texts, then tokenise the whole prompt as training did."""
         contract = self.contract
-        pieces = self._pieces(documents)
+        (asked,) = self._pieces([query])
+        query, over = _head(query, asked, contract.query_tokens), asked.ids[contract.query_tokens :]
+        pieces = self._pieces(documents, "document")
         lengths = [len(each.ids) for each in pieces]
         fixed = len(self._ids(contract.listwise(query, [""] * len(documents))))
         room = contract.prompt_tokens - fixed
@@ -124,7 +145,8 @@ class Wording:
             shown = [_head(text, each, cap) for text, each in zip(documents, pieces, strict=True)]
             ids = self._ids(contract.listwise(query, shown))
             if len(ids) <= contract.prompt_tokens:
-                return Tokens(ids, range(len(ids)), len(ids), max(lengths, default=0) > cap)
+                cut = bool(over) or max(lengths, default=0) > cap
+                return Tokens(ids, range(len(ids)), len(ids), cut)
             # Tokens at the seams may split differently than in the pieces; take it off the room.
             room -= len(ids) - contract.prompt_tokens
 
@@ -133,7 +155,7 @@ class Wording:
         contract = self.contract
         asked = self.queries([query])[0]
         separator = self._separator()
-        pieces = self._pieces(documents)
+        pieces = self._pieces(documents, "document")
         lengths = [len(each.ids) for each in pieces]
         room = contract.prompt_tokens - len(asked.ids) - len(pieces)
         cap = fair_share(lengths, room, contract.prompt_document_tokens)
@@ -153,11 +175,28 @@ class Wording:
             )
         return closing[-1]
 
-    def _pieces(self, texts: Iterable[str]) -> list[Pieces]:
-        return self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    def _pieces(self, texts: Sequence[str], what: str = "text") -> list[Pieces]:
+        return self._tokenizer.encode_batch(_checked(texts, what), add_special_tokens=False)
 
     def _ids(self, text: str, *, special: bool = False) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=special).ids
+
+
+def _checked(texts: Sequence[str], what: str = "text") -> list[str]:
+    """The texts as a list; what is none is refused by its place, before a tokenizer sees it."""
+    if isinstance(texts, str):
+        raise ValueError(f"{texts[:40]!r} is one {what}; expected a list of {what}s: [{what}]")
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{what} {place} is a {type(text).__name__}; expected a str")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{what} {place} holds a lone surrogate, {text[error.start]!r} at character "
+                f"{error.start}, which stands for no text; remove it"
+            ) from error
+    return list(texts)
 
 
 def _standing_for(pieces: Pieces, start: int, length: int) -> list[int]:

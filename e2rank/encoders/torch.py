@@ -151,6 +151,7 @@ class TorchEncoder:
         """(n, dim) float32 unit vectors of queries, with token vectors where it gives them.
 
         Raises:
+            ValueError: if a text is none, or has no token.
             EncodingError: if the model gives a NaN or an infinity.
         """
         head = self._tokens
@@ -173,14 +174,15 @@ class TorchEncoder:
     ) -> Encoding:
         """(n, dim) float32 unit vectors of documents and, from the same pass, the rest it gives.
 
-        An empty text is a text too.
+        An empty text is a text too, if the tokenizer or the contract puts a token to it.
 
         Args:
             texts: n documents.
             want: which of "dense", "sparse" and "tokens" to make; None for all that the encoder
                 gives. The dense vectors always come, as the others are made on their way.
         Raises:
-            ValueError: if the encoder does not give what is wanted.
+            ValueError: if the encoder does not give what is wanted, a text is none, or has no
+                token.
             EncodingError: if the model gives a NaN or an infinity.
         """
         check_wanted(self, want)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class Tower(torch.nn.Module):
         super().__init__()
         self.model, self.head = model, head
         self.contract, self.side = contract, side
+        self.offset = position_offset(model)
 
     @property
     def device(self) -> torch.device:
@@ -65,6 +67,8 @@ class Tower(torch.nn.Module):
         """
         side = side or self.side
         inputs = self._inputs(texts, side)
+        if side == "right" and self._needs_no_mask(texts):
+            del inputs["attention_mask"], inputs["position_ids"]
         starts, stops = _spans(inputs["input_ids"].shape[1], texts, side)
         if soft:
             ids = inputs.pop("input_ids")
@@ -82,14 +86,59 @@ class Tower(torch.nn.Module):
         spans = zip(torch.cat(parts, -1), starts, stops, strict=True)
         return Read(vectors, tuple(each[start:stop] for each, start, stop in spans))
 
+    @torch.inference_mode()
+    def counts_as_told(self) -> bool:
+        """Whether the model, told no positions, counts those that it would be told here.
+
+        The positions of a prompt are not those that a model counts itself, so it has to be told
+        where a text starts, and that is known of the usual kinds of models alone.
+        """
+        config: Any = self.model.config
+        ids = [each for each in range(8) if each != config.pad_token_id]
+        inputs = self._inputs([Tokens(ids, range(len(ids)), len(ids), cut=False)], self.side)
+        told = self.model(**inputs, return_dict=True).last_hidden_state
+        del inputs["position_ids"]
+        own = self.model(**inputs, return_dict=True).last_hidden_state
+        apart = (told - own).float().norm(dim=-1)
+        # More than bfloat16 rounds away; a NaN is left to the first text that is read.
+        return not bool((apart > 0.1 * own.float().norm(dim=-1)).any())
+
+    def _needs_no_mask(self, texts: Sequence[Tokens]) -> bool:
+        """Whether nothing but padding would attend to padding behind the texts.
+
+        Without a mask a decoder runs on kernels that leave out the other half of attention, and
+        counts positions as it would be told.
+        """
+        counted = all(each.positions == range(len(each.ids)) for each in texts)
+        return counted and self._looks_back
+
+    @cached_property
+    @torch.no_grad()
+    def _looks_back(self) -> bool:
+        """Whether a token sees those before it alone, by what the model gives of some.
+
+        Asked of float32 weights only: of others it cannot be told from rounding.
+        """
+        modes = [(each, each.training) for each in self.model.modules()]
+        self.model.eval()
+        ids = torch.arange(1, 9, device=self.device)[None]
+        with torch.autocast(self.device.type, enabled=False):
+            whole, part = (
+                self.model(input_ids=each, return_dict=True).last_hidden_state[0, :4]
+                for each in (ids, ids[:, :4])
+            )
+        for each, mode in modes:
+            each.training = mode
+        apart = (whole - part).norm(dim=-1) / part.norm(dim=-1)
+        return whole.dtype == torch.float32 and bool((apart <= 1e-4).all())
+
     def _inputs(self, texts: Sequence[Tokens], side: str) -> dict[str, torch.Tensor]:
         config: Any = self.model.config
-        offset = first_position(config)
         mask = filled([len(each.ids) for each in texts], side)
         arrays = {
             "input_ids": pad([each.ids for each in texts], config.pad_token_id or 0, side),
             "attention_mask": mask,
-            "position_ids": pad([each.positions for each in texts], 0, side) + offset * mask,
+            "position_ids": pad([each.positions for each in texts], 0, side) + self.offset * mask,
         }
         if getattr(config, "type_vocab_size", 0):
             # Given outright: the buffer a BERT would use ends at its 512th position.
@@ -131,7 +180,18 @@ def _spans(width: int, texts: Sequence[Tokens], side: str) -> tuple[list[int], l
     return starts, [start + each.pooled for start, each in zip(starts, texts, strict=True)]
 
 
-def first_position(config: Any) -> int:
-    """RoBERTa and its kin count positions from the one after the padding token's."""
-    family = ("roberta", "xlm-roberta", "mpnet", "camembert")
-    return config.pad_token_id + 1 if config.model_type in family else 0
+def position_offset(model: torch.nn.Module) -> int:
+    """The id of a text's first position: RoBERTa and its kin leave out those up to the padding's.
+
+    They reserve a row of their table of positions for padding, and count from the one after it;
+    BERT's table has no such row, and other models no such table.
+    """
+    table = position_table(model)
+    return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+
+
+def position_table(model: torch.nn.Module) -> Any:
+    """The learned embeddings of positions that a BERT or one of its kin has, or None."""
+    named = (getattr(each, "position_embeddings", None) for each in model.modules())
+    # By what it has: I-BERT's, for one, is no torch.nn.Embedding.
+    return next((each for each in named if hasattr(each, "padding_idx")), None)

@@ -90,7 +90,11 @@ def export_onnx(
         raise ValueError("the encoder is on a GPU, in bfloat16; load it with device='cpu'")
     if isinstance(texts, str):
         raise ValueError("texts is one string; expected several")
-    given = list(texts) if texts is not None else [*sample_texts(), *chain(*real_texts())]
+    if texts is None:
+        ours = [*sample_texts(), *chain(*real_texts())]
+        texts = [each for each in ours if _has_tokens(encoder.words, each)]
+    given = list(texts)
+    encoder.words.documents(given)  # refuses, by its place, what is none
     if len(given) < 2:
         raise ValueError(f"an export is compared on texts; expected at least 2, got {len(given)}")
     with in_place_when_whole(Path(folder)) as side:
@@ -165,7 +169,7 @@ def _versions() -> dict[str, str]:
 def _calibration(words: Wording, texts: Sequence[str]) -> list[Tokens]:
     """What int8 is set by, and float16 tried on: real texts, some given, some of every length."""
     paragraphs, questions = real_texts()
-    made_up = list(dict.fromkeys(sample_texts()))
+    made_up = [each for each in dict.fromkeys(sample_texts()) if _has_tokens(words, each)]
     ours = {*made_up, *paragraphs, *questions}
     own = [text for text in dict.fromkeys(texts) if text not in ours]
     some = [text for each in (made_up, own) for text in each[:: max(1, len(each) // _CALIBRATED)]]
@@ -173,6 +177,16 @@ def _calibration(words: Wording, texts: Sequence[str]) -> list[Tokens]:
         *words.documents([*paragraphs, *some]),
         *words.queries([*questions, *(text[:60] for text in some)]),
     ]
+
+
+def _has_tokens(words: Wording, text: str) -> bool:
+    """Whether a text, and the least of it that is compared, is more than nothing to a tokenizer."""
+    try:
+        words.documents([text])
+        words.queries([text[:20]])
+    except ValueError:
+        return False
+    return True
 
 
 def _prompts(words: Wording) -> list[Tokens]:

@@ -13,7 +13,7 @@ from e2rank.encoders.onnx.exporting import exported
 from e2rank.encoders.soft import SoftPrompt
 from e2rank.encoders.sparse import SparseHead
 from e2rank.encoders.torch import TorchEncoder
-from e2rank.encoders.tower import Tower, first_position
+from e2rank.encoders.tower import Tower
 
 _N, _T, _K = "n", "t", "k"
 _AXES: dict[str, tuple[str, ...]] = {
@@ -92,7 +92,7 @@ class Whole(torch.nn.Module):
         self.layers = parts.layers if reads else 0
         self.register_buffer("moved", parts.moved)
         config: Any = tower.model.config
-        self.first_position = first_position(config)
+        self.first_position = tower.offset
         self.has_types = bool(getattr(config, "type_vocab_size", 0))
 
     def inputs(self) -> list[str]:
