@@ -24,18 +24,21 @@ def check_queries(queries: Sequence[str]) -> None:
         _check_text(query, f"query {place}")
 
 
-def check_texts(texts: Sequence[str]) -> None:
+def check_texts(texts: Sequence[str], what: str = "document") -> None:
     """Refuse what is no list of texts.
 
+    Args:
+        texts: any number, none or more.
+        what: a message calls one of them.
     Raises:
         ValueError: for one string instead of several, or something else than a string.
     """
     if isinstance(texts, str):
-        raise ValueError("expected a list of documents, got one string")
+        raise ValueError(f"expected a list of {what}s, got one string")
     for place, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"document {place} is of type {type(text).__name__}; expected a text")
-        _check_text(text, f"document {place}")
+            raise ValueError(f"{what} {place} is of type {type(text).__name__}; expected a text")
+        _check_text(text, f"{what} {place}")
 
 
 def check_ranking(ranking: Sequence[tuple[str, float]]) -> None:

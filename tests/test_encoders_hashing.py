@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,3 +114,10 @@ def test_it_is_an_encoder() -> None:
 def test_no_dimension_is_refused(dim: int) -> None:
     with pytest.raises(ValueError, match=f"dim is {dim}; it must be at least 1"):
         HashingEncoder(dim)
+
+
+@pytest.mark.parametrize("texts", ["wing", ["wing", None], ["wing", "a \ud83d"]])
+def test_what_is_no_list_of_texts_is_refused(texts: Any) -> None:
+    for encode in (HashingEncoder(8).encode_documents, HashingEncoder(8).encode_queries):
+        with pytest.raises(ValueError, match=r"expected a list of texts|text 1"):
+            encode(texts)

@@ -401,7 +401,7 @@ def test_the_contracts_weight_fuses_with_the_first_stage(folder: Path) -> None:
 
 
 def test_late_interaction_has_no_vector_to_search_again_with_and_says_so(engine: Engine) -> None:
-    with pytest.raises(ValueError, match="feedback_rounds needs a query vector; tokens has none"):
+    with pytest.raises(ValueError, match="and the rerank 'tokens' has none; take"):
         engine.search(QUERY, 6, depth=6, rerank="tokens", feedback_rounds=1)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from e2rank.checks import check_texts
 from e2rank.contract import Contract
 from e2rank.encoders import Encoding
 from e2rank.scores import unit
@@ -30,7 +31,12 @@ class HashingEncoder:
         self.fingerprint = f"{self.name.replace('-', '')}-words-{self.contract.digest()}"
 
     def encode_documents(self, texts: Sequence[str]) -> Encoding:
-        """(n, dim) unit rows; a text without a word gives a zero row."""
+        """(n, dim) unit rows; a text without a word gives a zero row.
+
+        Raises:
+            ValueError: for one string instead of several, or what is no text.
+        """
+        check_texts(texts, "text")
         words = [_WORD.findall(text.lower()) for text in texts]
         vectors = np.stack([self._count(each) for each in words]) if words else self._count([])[:0]
         vectors = vectors.reshape(-1, self.contract.dim)

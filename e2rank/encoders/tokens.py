@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from tokenizers import Encoding as Pieces
 from tokenizers import Tokenizer
 
+from e2rank.checks import check_texts
 from e2rank.contract import Contract, fair_share
 
 
@@ -184,18 +185,7 @@ class Wording:
 
 def _checked(texts: Sequence[str], what: str = "text") -> list[str]:
     """The texts as a list; what is none is refused by its place, before a tokenizer sees it."""
-    if isinstance(texts, str):
-        raise ValueError(f"{texts[:40]!r} is one {what}; expected a list of {what}s: [{what}]")
-    for place, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"{what} {place} is a {type(text).__name__}; expected a str")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{what} {place} holds a lone surrogate, {text[error.start]!r} at character "
-                f"{error.start}, which stands for no text; remove it"
-            ) from error
+    check_texts(texts, what)
     return list(texts)
 
 
