@@ -247,8 +247,10 @@ def loss_by_loops(
     answers = sorted({each.places[0] for each in pairs})
     nces = []
     for each in pairs:
-        share = softmax([score(each, place) for place in answers])
-        nces.append(-math.log(share[answers.index(each.places[0])]))
+        same = {other.places[0] for other in pairs if other.terms == each.terms}
+        against = [place for place in answers if place == each.places[0] or place not in same]
+        share = softmax([score(each, place) for place in against])
+        nces.append(-math.log(share[against.index(each.places[0])]))
     loss += sum(nces) / len(nces) if nces else 0.0
     read = sorted({place for each in [*lists, *pairs] for place in each.places})
     asked = {term for each in [*lists, *pairs] for term in each.terms}
@@ -263,6 +265,8 @@ def test_the_loss_of_a_step_is_that_of_the_formula(material: Material, pairs: in
     head, lists, asked = random_head(), material.lists[3:7], list(material.pairs[0][:pairs])
     # Two queries with one answer, which is no negative of itself.
     asked += [dataclasses.replace(asked[0], terms=lists[0].terms)] if pairs > 1 else []
+    # One query with two answers, neither of which is a negative of it.
+    asked += [dataclasses.replace(asked[1], terms=asked[2].terms)] if pairs > 1 else []
     drawn = [lists[0].terms[0], 5, 4000, 412, lists[1].terms[1], 30000, 7777]
     config, pressure = settings(temperature=3.0), 1e-2
     scale = torch.tensor(2.5)

@@ -35,7 +35,7 @@ class SparseConfig:
     With s(q, d) = exp(a) * sum of the query's weights times the document's (see `SparseHead`):
 
     loss = KL(softmax(teacher / temperature) || softmax(s)) over the documents of a list
-         + InfoNCE(s; a pair's document against those of the other pairs)
+         + InfoNCE(s; a pair's document against those of other queries' pairs)
          + regularisation * (sum over terms of (mean weight over the batch's documents)^2
                              + 0.3 * mean over documents of the sum of their weights)
 
@@ -217,8 +217,20 @@ def batch_loss(  # noqa: PLR0913 - the parts of one formula
         answers = [row[each.places[0]] for each in pairs]
         others = sorted(set(answers))
         right = torch.tensor([others.index(each) for each in answers])
-        loss = loss + torch.nn.functional.cross_entropy(scores[len(lists) :, others], right)
+        # What else answers the same query is no negative of it.
+        also = torch.tensor([[used[each] in own for each in others] for own in _answers(pairs)])
+        also[torch.arange(len(pairs)), right] = False
+        given = scores[len(lists) :, others].masked_fill(also, -torch.inf)
+        loss = loss + torch.nn.functional.cross_entropy(given, right)
     return loss
+
+
+def _answers(pairs: Sequence[Asked]) -> list[set[int]]:
+    """For each pair, where the answers to its query lie, its own and those of other pairs."""
+    found: dict[tuple[int, ...], set[int]] = {}
+    for each in pairs:
+        found.setdefault(tuple(each.terms), set()).add(each.places[0])
+    return [found[tuple(each.terms)] for each in pairs]
 
 
 def regulariser(weights: torch.Tensor, terms: int) -> torch.Tensor:
