@@ -246,3 +246,13 @@ def test_an_index_stays_the_folder_it_was_wherever_the_process_goes(
     engine.add([{"id": "new", "text": "here"}])
     assert len(engine) == len(Store.open(folder)) == len(TEXTS) + 1
     assert len(Store.open(tmp_path / "elsewhere" / folder.name)) == 1
+
+
+def test_a_writer_closes_twice_and_commits_nothing_after(folder: Path) -> None:
+    writer = Writer(Store.open(folder))
+    writer.delete(["1"])
+    writer.close()
+    writer.close()
+    with pytest.raises(IndexFormatError, match="they are not committed"):
+        writer.commit()
+    assert len(Store.open(folder, verify=True)) == len(TEXTS)

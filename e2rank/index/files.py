@@ -141,7 +141,7 @@ class Lock:
     @property
     def held(self) -> bool:
         """Whether this process holds it and others are kept from taking it."""
-        return not self.forked and _is_at(self._file, self._path)
+        return not (self.forked or self._file.closed) and _is_at(self._file, self._path)
 
 
 @contextlib.contextmanager
