@@ -110,7 +110,7 @@ class Tower(torch.nn.Module):
         counts positions as it would be told.
         """
         counted = all(each.positions == range(len(each.ids)) for each in texts)
-        return counted and self._looks_back
+        return counted and self.contract.family == "decoder" and self._looks_back
 
     @cached_property
     @torch.no_grad()
