@@ -234,13 +234,14 @@ class Indexed:
 
         Args:
             ids: of documents.
-            where: documents whose metadata meet this filter, as in a search, are deleted too.
+            where: documents whose metadata meet this filter, as in a search, are deleted too; `{}`
+                is met by all.
             commit: as for `add`.
         Returns:
             How many were there, and are gone.
         Raises:
-            ValueError: for one string instead of several, an id that is no string, or a filter
-                that is none.
+            ValueError: for one string instead of several, an id that is no string, a filter that
+                is none, or one that is met by lacking a value in a field that no document has.
             IndexFormatError: if another process is writing.
         """
         wanted = _checked_ids(ids)

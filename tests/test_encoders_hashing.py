@@ -121,3 +121,8 @@ def test_what_is_no_list_of_texts_is_refused(texts: Any) -> None:
     for encode in (HashingEncoder(8).encode_documents, HashingEncoder(8).encode_queries):
         with pytest.raises(ValueError, match=r"expected a list of texts|text 1"):
             encode(texts)
+
+
+def test_texts_may_come_from_an_iterator() -> None:
+    found = HashingEncoder(8).encode_documents(text for text in TEXTS)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found.vectors, HashingEncoder(8).encode_documents(TEXTS).vectors)

@@ -30,6 +30,7 @@ from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 
+from e2rank.encoders import digest
 from e2rank.encoders.presets import load_encoder
 
 TEXTS = ["", "wing", *abstracts(4), "a wing. " * 200]
@@ -277,3 +278,13 @@ def test_a_missing_pooling_is_refused_by_its_file(tmp_path: Path) -> None:
     folder = saved(tmp_path, tiny_bert(), Pooling(32, "mean"))
     shutil.rmtree(Path(folder) / "1_Pooling")
     assert "1_Pooling/config.json is missing; copy the whole model again" in refused(folder)
+
+
+@pytest.mark.parametrize(("kind", "told"), [("data2vec-text", True), ("roberta", False)])
+def test_where_positions_start_is_part_of_what_a_model_is_where_it_was_not_always_known(
+    monkeypatch: pytest.MonkeyPatch, kind: str, told: bool
+) -> None:
+    model = of_kind(kind)
+    before = digest.model_digest(model, None)
+    monkeypatch.setattr(digest, "position_offset", lambda _: 0)
+    assert (digest.model_digest(model, None) != before) == told

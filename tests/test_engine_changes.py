@@ -478,9 +478,22 @@ def test_ids_and_a_filter_delete_together_and_count_each_document_once(engine: E
         engine.delete(where="year <=")
 
 
-def test_a_field_that_no_document_has_is_warned_of_once(
+def test_a_filter_that_a_misspelt_field_would_make_meet_all_deletes_nothing(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
+    for where in ("yeer != 1950", "lang = 'en' or not yeer >= 1950"):
+        with pytest.raises(ValueError, match="have a field 'yeer', so that all would be without"):
+            engine.delete(where=where)
+    assert engine.delete(where="yeer = 1950") == 0
+    assert "no document's metadata have a field 'yeer'" in caplog.text
+    assert len(engine) == 3
+    assert engine.delete(where="not exists yeer and not year = 1950") == 2
+
+
+def test_a_field_that_no_document_has_is_warned_of_once_and_only_where_it_is_to_hold_something(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(found(engine, where="draft != true and not exists old")) == 3
     for _ in range(2):
         assert found(engine, where="yeer > 1900 or lang = 'en'") == ["wing"]
     (said,) = [each for each in caplog.messages if "field" in each]

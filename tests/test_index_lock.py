@@ -253,6 +253,46 @@ def test_a_writer_closes_twice_and_commits_nothing_after(folder: Path) -> None:
     writer.delete(["1"])
     writer.close()
     writer.close()
-    with pytest.raises(IndexFormatError, match="they are not committed"):
+    with pytest.raises(IndexFormatError, match="was closed: it commits nothing more"):
         writer.commit()
     assert len(Store.open(folder, verify=True)) == len(TEXTS)
+
+
+def test_a_lock_that_is_lost_during_a_commit_commits_nothing_over_anothers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(writer: Writer) -> None:
+        (folder / LOCK).unlink()
+        with Engine.open(folder, HashingEncoder(DIM)) as other:
+            other.add([{"id": "new", "text": "of another"}])
+
+    engine = Engine.open(folder, HashingEncoder(DIM))
+    engine.delete(["1"], commit=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "_merge_small", lambda writer: (patch.undo(), slowly(writer)))
+        with pytest.raises(IndexFormatError, match="was removed while changes were kept back"):
+            engine.commit()
+    store = Store.open(folder, verify=True)
+    assert {each.id for each in store} == {each["id"] for each in TEXTS} | {"new"}
+
+
+def test_a_fork_made_while_another_thread_reads_closes_all_the_same(folder: Path) -> None:
+    engine = Engine.open(folder, HashingEncoder(DIM))
+    reading, ended = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with engine.store.segments[0].table._reading():
+            reading.set()
+            ended.wait(60)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    reading.wait(60)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        engine.close()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    ended.set()
+    thread.join()

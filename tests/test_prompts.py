@@ -334,3 +334,10 @@ def test_what_is_no_text_of_a_prompt_is_refused_by_its_place(
 def test_a_joint_prompt_needs_a_tokenizer_that_closes_a_text() -> None:
     with pytest.raises(ValueError, match="closes a text with no separator token"):
         Wording(byte_pairs(), BERT).prompts([QUERY], [["wing"]])
+
+
+def test_texts_may_come_from_an_iterator() -> None:
+    words, texts = Wording(byte_pairs(), E2RANK), ["a wing", "a panel"]
+    for kind in ("queries", "documents", "terms"):
+        read = getattr(words, kind)
+        assert read(text for text in texts) == read(texts)

@@ -135,7 +135,7 @@ def test_what_a_prompt_takes_beside_a_cross_encoder_was_measured() -> None:
     path = ROOT / "benchmarks" / "results" / "gpu.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["results"]["listwise"]
     share = {(each["depth"], each["rerank"]): each["to_cross_encoder"] for each in rows}
-    told = f"shows 20 scores 100 abstracts in {share[100, 'listwise, 20 shown']:.2f} of a cross-"
+    told = f"shows 20 scores 100 abstracts in {share[100, 'listwise, 20 shown']:.2f} of the"
     assert told.replace(" 0.", " .") in " ".join(README.split())
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 import xxhash
 
+from e2rank.encoders.tower import position_offset
+
 # Fields of a config that change what is computed and leave no trace in the weights.
 _SHAPE = (
     "model_type",
@@ -15,6 +17,9 @@ _SHAPE = (
     "layer_norm_eps",
     "rms_norm_eps",
 )
+
+# Of the other kinds that leave out the first positions, indexes were made without leaving them out.
+_ALWAYS_OFFSET = ("roberta", "xlm-roberta", "mpnet", "camembert")
 
 
 def model_digest(model: torch.nn.Module, head: torch.nn.Module | None) -> str:
@@ -27,6 +32,8 @@ def model_digest(model: torch.nn.Module, head: torch.nn.Module | None) -> str:
     if head is not None:
         weights |= {f"head.{name}": each for name, each in head.state_dict().items()}
     shape = [f"{name}={getattr(config, name, None)}" for name in _SHAPE]
+    if (offset := position_offset(model)) and config.model_type not in _ALWAYS_OFFSET:
+        shape.append(f"first_position={offset}")
     return weights_digest(weights, f"{shape} {head}")
 
 

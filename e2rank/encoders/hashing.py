@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from e2rank.checks import check_texts
+from e2rank.checks import check_texts, listed
 from e2rank.contract import Contract
 from e2rank.encoders import Encoding
 from e2rank.scores import unit
@@ -36,6 +36,7 @@ class HashingEncoder:
         Raises:
             ValueError: for one string instead of several, or what is no text.
         """
+        texts = listed(texts)
         check_texts(texts, "text")
         words = [_WORD.findall(text.lower()) for text in texts]
         vectors = np.stack([self._count(each) for each in words]) if words else self._count([])[:0]

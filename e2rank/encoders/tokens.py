@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tokenizers import Encoding as Pieces
 from tokenizers import Tokenizer
 
-from e2rank.checks import check_texts
+from e2rank.checks import check_texts, listed
 from e2rank.contract import Contract, fair_share
 
 
@@ -117,7 +117,8 @@ class Wording:
         # Where each token stands costs a quarter of the time, and shows a prefix from the text.
         located = bool(before or after)
         encode = self._tokenizer.encode_batch if located else self._tokenizer.encode_batch_fast
-        read = encode([f"{before}{text}{after}" for text in _checked(texts)])
+        texts = _checked(texts)
+        read = encode([f"{before}{text}{after}" for text in texts])
         fitted = []
         for place, (text, each) in enumerate(zip(texts, read, strict=True)):
             ids = each.ids
@@ -185,6 +186,7 @@ class Wording:
 
 def _checked(texts: Sequence[str], what: str = "text") -> list[str]:
     """The texts as a list; what is none is refused by its place, before a tokenizer sees it."""
+    texts = listed(texts)
     check_texts(texts, what)
     return list(texts)
 

@@ -86,15 +86,14 @@ class Tower(torch.nn.Module):
         spans = zip(torch.cat(parts, -1), starts, stops, strict=True)
         return Read(vectors, tuple(each[start:stop] for each, start, stop in spans))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def counts_as_told(self) -> bool:
         """Whether the model, told no positions, counts those that it would be told here.
 
         The positions of a prompt are not those that a model counts itself, so it has to be told
         where a text starts, and that is known of the usual kinds of models alone.
         """
-        config: Any = self.model.config
-        ids = [each for each in range(8) if each != config.pad_token_id]
+        ids = self._some()
         inputs = self._inputs([Tokens(ids, range(len(ids)), len(ids), cut=False)], self.side)
         told = self.model(**inputs, return_dict=True).last_hidden_state
         del inputs["position_ids"]
@@ -102,6 +101,11 @@ class Tower(torch.nn.Module):
         apart = (told - own).float().norm(dim=-1)
         # More than bfloat16 rounds away; a NaN is left to the first text that is read.
         return not bool((apart > 0.1 * own.float().norm(dim=-1)).any())
+
+    def _some(self) -> list[int]:
+        """A few ids that are no padding, for a model to be asked by."""
+        config: Any = self.model.config
+        return [each for each in range(8) if each != config.pad_token_id]
 
     def _needs_no_mask(self, texts: Sequence[Tokens]) -> bool:
         """Whether nothing but padding would attend to padding behind the texts.
@@ -121,7 +125,7 @@ class Tower(torch.nn.Module):
         """
         modes = [(each, each.training) for each in self.model.modules()]
         self.model.eval()
-        ids = torch.arange(1, 9, device=self.device)[None]
+        ids = torch.tensor([self._some()], device=self.device)
         with torch.autocast(self.device.type, enabled=False):
             whole, part = (
                 self.model(input_ids=each, return_dict=True).last_hidden_state[0, :4]

@@ -118,10 +118,12 @@ class Lock:
         """Refuse to write where this process does not hold the lock.
 
         Raises:
-            IndexFormatError: in a process that was forked off the one that took it, or if the file
-                was removed since, so that another may write.
+            IndexFormatError: if it was let go, in a process that was forked off the one that took
+                it, or if the file was removed since, so that another may write.
         """
         folder = self._path.parent
+        if self._file.closed:
+            raise IndexFormatError(f"the writer of {folder} was closed: it commits nothing more")
         if self.forked:
             raise IndexFormatError(
                 f"{folder} is being written by process {self._process}, of which this one is a "
@@ -146,7 +148,7 @@ class Lock:
 
 @contextlib.contextmanager
 def one_writer(folder: Path) -> Iterator[Lock]:
-    """Hold the folder's lock; the system lets go of it when a process dies.
+    """Hold the folder's lock; the system lets go of it when a process and its forks have ended.
 
     The lock names its holder. One that is there and not held was left by a process that was
     killed: it is taken over, and said so.

@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,14 @@ class Segment:
         found = self.vectors[np.maximum(rows, 0)].astype(np.float32, copy=False)
         scores = np.where(rows < 0, -np.inf, np.einsum("qkd,qd->qk", found, queries))
         return ordered(scores.astype(np.float32), rows, k)
+
+
+def unknown(segments: Iterable[Segment], names: Iterable[str]) -> list[str]:
+    """Those of these fields that no document of the segments has, in order."""
+    held = list(segments)
+    return [
+        name for name in sorted(names) if not any(each.table.holds_field(name) for each in held)
+    ]
 
 
 def stamps(folder: Path, names: Collection[str]) -> dict[str, tuple[int, int]]:

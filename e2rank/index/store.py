@@ -14,7 +14,7 @@ from e2rank.index.exact import Found, ordered
 from e2rank.index.files import check_file
 from e2rank.index.manifest import Manifest, SegmentInfo
 from e2rank.index.rows import Rows
-from e2rank.index.segment import Segment, stamps
+from e2rank.index.segment import Segment, stamps, unknown
 from e2rank.index.terms import fault
 from e2rank.scores import unit
 from e2rank.where import Condition, fields_of
@@ -91,13 +91,13 @@ class Store(Rows):
     def where(self, condition: Condition) -> Self:
         """This snapshot as if it held only the documents whose metadata meet a condition.
 
-        Rows stay what they are. A field that no document has is warned of, once a snapshot: it may
-        be misspelt.
+        Rows stay what they are. A field that has to hold some value and that no document has is
+        warned of, once a snapshot: it may be misspelt.
         """
-        for name in fields_of(condition) - self._known:
-            self._known.add(name)
-            if not any(each.table.holds_field(name) for each in self._segments):
-                _log.warning("%s: no document's metadata have a field %r", self.folder, name)
+        new = fields_of(condition) - self._known
+        self._known |= new
+        for name in unknown(self._segments, new):
+            _log.warning("%s: no document's metadata have a field %r", self.folder, name)
         view = copy.copy(self)
         found = [each.matching(condition) for each in self._segments]
         masks = [

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import os
 import sqlite3
 import threading
 import weakref
@@ -79,7 +80,7 @@ class Table:
         except sqlite3.OperationalError as error:
             raise damaged(self._path, error) from error
         self._lock = threading.Lock()
-        self.close = weakref.finalize(self, _close, self._connection, self._lock)
+        self.close = weakref.finalize(self, _close, self._connection, self._lock, os.getpid())
         # A read-only connection loses nothing at exit, where another thread may hold the lock.
         self.close.atexit = False
 
@@ -152,9 +153,12 @@ class Table:
                 raise damaged(self._path, error) from error
 
 
-def _close(connection: sqlite3.Connection, lock: threading.Lock) -> None:
-    """Close a connection once nobody reads by it: SQLite would read what is freed."""
-    with lock:
+def _close(connection: sqlite3.Connection, lock: threading.Lock, process: int) -> None:
+    """Close a connection once nobody reads by it: SQLite would read what is freed.
+
+    A fork has no other threads, and may have been made while one of them held the lock.
+    """
+    with lock if os.getpid() == process else contextlib.nullcontext():
         connection.close()
 
 

@@ -23,9 +23,10 @@ from e2rank.index.files import (
 )
 from e2rank.index.making import Maker, Part
 from e2rank.index.manifest import Manifest
+from e2rank.index.segment import unknown
 from e2rank.index.store import Store
 from e2rank.index.target import clean, remove, unfinished
-from e2rank.where import Condition
+from e2rank.where import Condition, Not, fields_of
 
 _log = logging.getLogger("e2rank")
 
@@ -169,7 +170,18 @@ class Writer:
 
         Returns:
             How many they were.
+        Raises:
+            ValueError: if it is met by what does not hold some value in a field that no document
+                has, which may be misspelt: it would take them all.
         """
+        segments = [part.segment for part in self._parts]
+        if missing := unknown(segments, fields_of(Not(condition))):
+            raise ValueError(
+                f"no document's metadata have a field {missing[0]!r}, so that all would be without "
+                "it; nothing was deleted"
+            )
+        for name in unknown(segments, fields_of(condition)):
+            _log.warning("%s: no document's metadata have a field %r", self.folder, name)
         # All are found before the first is deleted, as by ids.
         found = [np.flatnonzero(part.segment.matching(condition)).tolist() for part in self._parts]
         return sum(part.delete(rows) for part, rows in zip(self._parts, found, strict=True))
@@ -239,6 +251,8 @@ class Writer:
         sync_folder(self.folder)
         # Opened first: nothing may fail between the commit and its being known here.
         new = Store(self.folder, manifest, [part.segment for part in self._parts])
+        # Again, as all of this may have taken long.
+        self.check()
         try:
             manifest.save(self.folder)
         except BaseException:

@@ -118,8 +118,9 @@ def train_sparse(config: SparseConfig, *, progress: Callable[[int], None] | None
     base = check_transformer(load_encoder(config.base), config.base)
     lists = read_lists(config.data, config.corpora)
     pairs = [read_lists((name,), config.corpora) for name in config.pairs]
-    # Two pairs of one file are enough for InfoNCE, whatever the lists say.
-    check_order(lists, config.data, others=any(len(each) > 1 for each in pairs))
+    # Two queries of one file are enough for InfoNCE, whatever the lists say.
+    asked = [len({each.query for each in file}) for file in pairs]
+    check_order(lists, config.data, others=any(count > 1 for count in asked))
     material = read_material(base, lists, pairs)
     torch.manual_seed(config.seed)
     head = SparseHead(word_embeddings(base.tower).cpu(), material.states[0].shape[1])
@@ -230,7 +231,8 @@ def _answers(pairs: Sequence[Asked]) -> list[set[int]]:
     found: dict[tuple[int, ...], set[int]] = {}
     for each in pairs:
         found.setdefault(tuple(each.terms), set()).add(each.places[0])
-    return [found[tuple(each.terms)] for each in pairs]
+    # Of queries without a term nobody can say that they are one.
+    return [found[tuple(each.terms)] if each.terms else {each.places[0]} for each in pairs]
 
 
 def regulariser(weights: torch.Tensor, terms: int) -> torch.Tensor:

@@ -112,17 +112,27 @@ def _holds(condition: Condition, found: Mapping[str, Collection[Value]]) -> bool
 
 
 def fields_of(condition: Condition) -> set[str]:
-    """The fields that a condition tests.
+    """The fields that have to hold some value for a condition to be met.
 
-    >>> fields_of(And((Exists("year"), Not(OneOf("lang", frozenset())))))  # doctest: +SKIP
-    {'year', 'lang'}
+    Those of `Not(condition)` are the ones that must not hold some value. Whether a field is there
+    at all (`exists`) is no question of its value.
+
+    >>> where = And((Ordered("year", ">", Value("number", 1)), Not(OneOf("lang", frozenset()))))
+    >>> fields_of(where), fields_of(Not(where))
+    ({'year'}, {'lang'})
     """
+    return _tested(condition, wanted=True)
+
+
+def _tested(condition: Condition, *, wanted: bool) -> set[str]:
     match condition:
         case And(parts) | Or(parts):
-            return {name for part in parts for name in fields_of(part)}
+            return {name for part in parts for name in _tested(part, wanted=wanted)}
         case Not(part):
-            return fields_of(part)
-    return {condition.name}
+            return _tested(part, wanted=not wanted)
+        case OneOf(name) | Ordered(name) if wanted:
+            return {name}
+    return set()
 
 
 def named_values(metadata: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
