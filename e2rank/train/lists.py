@@ -1,5 +1,6 @@
 """What is asked of lists before a training of them begins: that they teach something, and fit."""
 
+import heapq
 import logging
 from collections.abc import Sequence
 
@@ -9,6 +10,9 @@ from e2rank.train.examples import Example
 from e2rank.train.model import Trainee
 
 _log = logging.getLogger("e2rank")
+
+_TRIED = 1000
+"""Queries whose prompts are tried before a training begins."""
 
 
 def check_order(examples: Sequence[Example], data: Sequence[str], *, others: bool = False) -> None:
@@ -61,7 +65,8 @@ def _contrasts(examples: Sequence[Example]) -> bool:
 def check_room(trainee: Trainee, config: TrainConfig, examples: Sequence[Example]) -> None:
     """Refuse a query whose prompt has no room for as many documents as it may have to show.
 
-    A letter stands for each document, as one token of each is the least that is shown.
+    A letter stands for each document, as one token of each is the least that is shown. The longest
+    queries alone are tried: of a hundred thousand lists all prompts would take a minute.
 
     Raises:
         CorpusError: naming the query and its data set.
@@ -69,7 +74,7 @@ def check_room(trainee: Trainee, config: TrainConfig, examples: Sequence[Example
     if config.prompt == "none":
         return
     words, most = trainee.words, max(config.list_sizes)
-    for each in examples:
+    for each in heapq.nlargest(_TRIED, examples, key=lambda each: len(each.query)):
         count = min(len(each), most)
         try:
             if config.prompt == "text":
