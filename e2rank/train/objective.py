@@ -98,6 +98,8 @@ def objective(
         wanted.negatives.to(device),
     )
     cosines = torch.einsum("bd,bnd->bn", prompts, documents[places])
-    labels = wanted.labels.to(device) / config.teacher_temperature
+    labels = wanted.labels / config.teacher_temperature
+    # Apple's GPUs have no float64.
+    labels = (labels.float() if device.type == "mps" else labels).to(device)
     ranking = LISTWISE[config.listwise](config.scale * cosines, labels, mask)
     return Losses(contrast + config.weight * ranking, contrast, ranking)
