@@ -272,6 +272,7 @@ def test_a_lock_that_is_lost_during_a_commit_commits_nothing_over_anothers(
         patch.setattr(Writer, "_merge_small", lambda writer: (patch.undo(), slowly(writer)))
         with pytest.raises(IndexFormatError, match="was removed while changes were kept back"):
             engine.commit()
+    engine.close()
     store = Store.open(folder, verify=True)
     assert {each.id for each in store} == {each["id"] for each in TEXTS} | {"new"}
 
