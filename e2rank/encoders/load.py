@@ -210,11 +210,11 @@ def _head(name: str, loaded: Any) -> torch.nn.Module | None:
     with loaded.truncate_embeddings(None):
         width = loaded.get_embedding_dimension()
     if (dim := loaded.get_embedding_dimension()) < width:
-        layers.append(First(dim))
+        layers.append(FirstComponents(dim))
     return torch.nn.Sequential(*layers) if layers else None
 
 
-class First(torch.nn.Module):
+class FirstComponents(torch.nn.Module):
     """The first components of a vector: those that a model trained for it can do with."""
 
     def __init__(self, dim: int) -> None:

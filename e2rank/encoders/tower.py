@@ -93,7 +93,7 @@ class Tower(torch.nn.Module):
         The positions of a prompt are not those that a model counts itself, so it has to be told
         where a text starts, and that is known of the usual kinds of models alone.
         """
-        ids = self._some()
+        ids = self._few_ids()
         inputs = self._inputs([Tokens(ids, range(len(ids)), len(ids), cut=False)], self.side)
         told = self.model(**inputs, return_dict=True).last_hidden_state
         del inputs["position_ids"]
@@ -102,7 +102,7 @@ class Tower(torch.nn.Module):
         # More than bfloat16 rounds away; a NaN is left to the first text that is read.
         return not bool((apart > 0.1 * own.float().norm(dim=-1)).any())
 
-    def _some(self) -> list[int]:
+    def _few_ids(self) -> list[int]:
         """A few ids that are no padding, for a model to be asked by."""
         config: Any = self.model.config
         return [each for each in range(8) if each != config.pad_token_id]
@@ -125,7 +125,7 @@ class Tower(torch.nn.Module):
         """
         modes = [(each, each.training) for each in self.model.modules()]
         self.model.eval()
-        ids = torch.tensor([self._some()], device=self.device)
+        ids = torch.tensor([self._few_ids()], device=self.device)
         with torch.autocast(self.device.type, enabled=False):
             whole, part = (
                 self.model(input_ids=each, return_dict=True).last_hidden_state[0, :4]

@@ -188,6 +188,12 @@ def unknown(segments: Iterable[Segment], names: Iterable[str]) -> list[str]:
     ]
 
 
+def warn_of_unknown(folder: Path, segments: Iterable[Segment], names: Iterable[str]) -> None:
+    """Say which of the fields that a filter asks for no document has: they may be misspelt."""
+    for name in unknown(segments, names):
+        _log.warning("%s: no document's metadata have a field %r", folder, name)
+
+
 def stamps(folder: Path, names: Collection[str]) -> dict[str, tuple[int, int]]:
     """What tells a file from another of the same bytes that was put in its place."""
     found = {name: (folder / name).stat() for name in names}

@@ -1,7 +1,6 @@
 """An index folder opened for reading: one snapshot of its segments, and the searches over it."""
 
 import copy
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -14,12 +13,10 @@ from e2rank.index.exact import Found, ordered
 from e2rank.index.files import check_file
 from e2rank.index.manifest import Manifest, SegmentInfo
 from e2rank.index.rows import Rows
-from e2rank.index.segment import Segment, stamps, unknown
+from e2rank.index.segment import Segment, stamps, warn_of_unknown
 from e2rank.index.terms import fault
 from e2rank.scores import unit
 from e2rank.where import Condition, fields_of
-
-_log = logging.getLogger("e2rank")
 
 _TRIES = 10
 """Times to open an index while commit after commit takes its files away."""
@@ -96,8 +93,7 @@ class Store(Rows):
         """
         new = fields_of(condition) - self._known
         self._known |= new
-        for name in unknown(self._segments, new):
-            _log.warning("%s: no document's metadata have a field %r", self.folder, name)
+        warn_of_unknown(self.folder, self._segments, new)
         view = copy.copy(self)
         found = [each.matching(condition) for each in self._segments]
         masks = [

@@ -23,7 +23,7 @@ from e2rank.index.files import (
 )
 from e2rank.index.making import Maker, Part
 from e2rank.index.manifest import Manifest
-from e2rank.index.segment import unknown
+from e2rank.index.segment import unknown, warn_of_unknown
 from e2rank.index.store import Store
 from e2rank.index.target import clean, remove, unfinished
 from e2rank.where import Condition, Not, fields_of
@@ -180,8 +180,7 @@ class Writer:
                 f"no document's metadata have a field {missing[0]!r}, so that all would be without "
                 "it; nothing was deleted"
             )
-        for name in unknown(segments, fields_of(condition)):
-            _log.warning("%s: no document's metadata have a field %r", self.folder, name)
+        warn_of_unknown(self.folder, segments, fields_of(condition))
         # All are found before the first is deleted, as by ids.
         found = [np.flatnonzero(part.segment.matching(condition)).tolist() for part in self._parts]
         return sum(part.delete(rows) for part, rows in zip(self._parts, found, strict=True))
