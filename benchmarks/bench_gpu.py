@@ -3,11 +3,11 @@
     python benchmarks/bench_gpu.py [agreement] [rankings] [encoding] [listwise] [training]
 
 It needs an NVIDIA GPU, and onnxruntime-gpu in onnxruntime's place; elsewhere it is skipped. Parts
-measured are kept in .work/bench-gpu: remove it to measure changed code.
+measured are kept in .work/bench-gpu: remove it to measure changed code. Each part has a file of
+results of its own, gpu-PART.json.
 """
 
 import logging
-import os
 import shutil
 import sys
 import time
@@ -206,6 +206,13 @@ def timer(call: Callable[[Any], Any]) -> Callable[[Any], float]:
     return seconds
 
 
+WHAT = {
+    "agreement": "bundles on a GPU against torch on the CPU",
+    "encoding": "encoding on a GPU, beside sentence-transformers' encode there",
+    "listwise": "a prompt of the shape of Qwen3-0.6B on a GPU, beside a pass for each pair",
+    "rankings": "nDCG@10 by what a GPU encodes, beside float32 on the CPU",
+    "training": "first steps of training on a GPU, beside the CPU's",
+}
 PART_OF: Mapping[str, Callable[[], Any]] = {
     "agreement": agreement,
     "encoding": encoding,
@@ -233,13 +240,10 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("skipped: no GPU here")
         return
-    found = {}
     for name in sys.argv[1:] or PART_OF:
-        found[name] = stage(DONE / f"{name}.json", PART_OF[name])
-        table(found[name])
-    if not sys.argv[1:]:
-        gpu = {"gpu": torch.cuda.get_device_name(), "cpus": len(os.sched_getaffinity(0))}
-        save("gpu", "on a GPU, beside the same on the CPU or by sentence-transformers", gpu | found)
+        found = stage(DONE / f"{name}.json", PART_OF[name])
+        table(found)
+        save(f"gpu-{name}", WHAT[name], found)
 
 
 if __name__ == "__main__":

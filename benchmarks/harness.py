@@ -86,6 +86,9 @@ def save(name: str, what: str, results: Any) -> None:
         "python": platform.python_version(),
         "packages": _versions(),
     }
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
     fields = {"what": what, "machine": machine, "results": results}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"

@@ -132,8 +132,8 @@ def test_means_in_the_text_are_those_that_were_measured() -> None:
 
 
 def test_what_a_prompt_takes_beside_a_cross_encoder_was_measured() -> None:
-    path = ROOT / "benchmarks" / "results" / "gpu.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["results"]["listwise"]
+    path = ROOT / "benchmarks" / "results" / "gpu-listwise.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["results"]
     share = {(each["depth"], each["rerank"]): each["to_cross_encoder"] for each in rows}
     told = f"shows 20 scores 100 abstracts in {share[100, 'listwise, 20 shown']:.2f} of the"
     assert told.replace(" 0.", " .") in " ".join(README.split())
