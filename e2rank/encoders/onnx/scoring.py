@@ -63,11 +63,12 @@ def _even(edit: Editing, node: onnx.NodeProto, seen: Mapping[str, Seen]) -> bool
 def int8_attention(node: onnx.NodeProto, output: str) -> onnx.GraphProto:
     """A graph that gives what an attention gives without its mask, its scores products of int8.
 
-    It holds all scores at once, (n, heads, t, t) float32.
+    It holds the scores of one head at a time, (n, t, t) float32 twice: a few hundred tokens' stay
+    in a core's cache, where those of all heads at once do not.
 
     Args:
         node: one of onnxruntime's MultiHeadAttention, whose queries and keys lie in -1..1.
-        output: name of what the graph gives, (n, t, heads, width of a head) float32.
+        output: name of what the graph gives, (n, t, width of all heads) float32.
     """
     fields = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     weights: dict[str, np.ndarray] = {
@@ -75,26 +76,31 @@ def int8_attention(node: onnx.NodeProto, output: str) -> onnx.GraphProto:
         "zero": np.array(128, np.uint8),
         "none": np.array(0, np.int8),
         "scale": np.array(fields["scale"] / MOST, np.float32),
-        "apart": np.array([0, 0, fields["num_heads"], -1], np.int64),
     }
     given = dict(zip(("q", "k", "v"), node.input[:3], strict=True))
+    heads = range(fields["num_heads"])
     nodes: list[onnx.NodeProto] = []
 
     def add(kind: str, inputs: str, made: str, domain: str = "", **fields: Any) -> None:
         names = [given.get(each, f"{output}.{each}") for each in inputs.split()]
-        made = f"{output}.{made}" if made else output
-        nodes.append(helper.make_node(kind, names, [made], made, domain=domain, **fields))
+        outputs = [f"{output}.{each}" for each in made.split()] or [output]
+        nodes.append(helper.make_node(kind, names, outputs, outputs[0], domain=domain, **fields))
+
+    def split(name: str, axis: int) -> None:
+        made = " ".join(f"{name}.{head}" for head in heads)
+        add("Split", name, made, axis=axis, num_outputs=len(heads))
 
     add("QuantizeLinear", "q step zero", "queries")
-    add("QuantizeLinear", "k step none", "keys")
-    for name in ("queries", "keys", "v"):
-        add("Reshape", f"{name} apart", f"{name}.apart")
-        order = [0, 2, 3, 1] if name == "keys" else [0, 2, 1, 3]
-        add("Transpose", f"{name}.apart", f"{name}.heads", perm=order)
-    add("MatMulIntegerToFloat", "queries.heads keys.heads step scale zero", "scores", _MICROSOFT)
-    add("Softmax", "scores", "shares", axis=-1)
-    add("MatMul", "shares v.heads", "heads")
-    add("Transpose", "heads", "", perm=[0, 2, 1, 3])
+    add("QuantizeLinear", "k step none", "rows")
+    add("Transpose", "rows", "keys", perm=[0, 2, 1])
+    for name, axis in (("queries", 2), ("keys", 1), ("v", 2)):
+        split(name, axis)
+    for head in heads:
+        read = f"queries.{head} keys.{head} step scale zero"
+        add("MatMulIntegerToFloat", read, f"scores.{head}", _MICROSOFT)
+        add("Softmax", f"scores.{head}", f"shares.{head}", axis=-1)
+        add("MatMul", f"shares.{head} v.{head}", f"head.{head}")
+    add("Concat", " ".join(f"head.{head}" for head in heads), "", axis=-1)
     tensors = [numpy_helper.from_array(each, f"{output}.{name}") for name, each in weights.items()]
     value = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
     return helper.make_graph(nodes, output, [], [value], tensors)

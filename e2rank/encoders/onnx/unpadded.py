@@ -11,8 +11,8 @@ from e2rank.encoders.onnx.scoring import int8_attention
 
 _WHOLE, _INT8 = "unpadded", "unpadded.int8"
 
-# Scores of fewer tokens are no faster as int8; those of more would be too many to hold at once.
-_SHORTEST, _LONGEST = 128, 512
+# Scores of fewer tokens are no faster as int8; those of more take too much memory, 32 MiB a head.
+_SHORTEST, _LONGEST = 128, 2048
 
 
 def without_mask_where_unpadded(
@@ -50,7 +50,6 @@ def _tests(model: onnx.ModelProto, *, int8: bool) -> Iterator[onnx.NodeProto]:
     yield helper.make_node("ReduceMin", least, [f"{_WHOLE}.least"], keepdims=0)
     yield helper.make_node("Greater", [f"{_WHOLE}.least", constant("padding", 0)], [_WHOLE])
     if int8:
-        constant("joined", [0, 0, -1])
         tokens = f"{_WHOLE}.tokens"
         ends = [tokens, constant("shortest", _SHORTEST), constant("longest", _LONGEST)]
         yield helper.make_node("Shape", ["attention_mask"], [tokens], start=1, end=2)
@@ -64,18 +63,13 @@ def _branched(node: onnx.NodeProto, evened: Collection[str]) -> list[onnx.NodePr
     either = _either(node, out)
     if out not in evened:
         return [either]
-    # The heads are joined outside: within, it would take a copy.
-    heads, joined = f"{out}.heads", f"{out}.joined"
-    either.output[0] = joined
-    value = helper.make_tensor_value_info(joined, TensorProto.FLOAT, None)
+    either.output[0] = f"{out}.float32"
+    value = helper.make_tensor_value_info(either.output[0], TensorProto.FLOAT, None)
     branches = {
         "then_branch": int8_attention(node, f"{out}.int8"),
-        "else_branch": helper.make_graph([either], joined, [], [value]),
+        "else_branch": helper.make_graph([either], either.output[0], [], [value]),
     }
-    return [
-        helper.make_node("If", [_INT8], [heads], name=f"{node.name}.int8", **branches),
-        helper.make_node("Reshape", [heads, f"{_WHOLE}.joined"], [out], name=out),
-    ]
+    return [helper.make_node("If", [_INT8], [out], name=f"{node.name}.int8", **branches)]
 
 
 def _either(node: onnx.NodeProto, output: str) -> onnx.NodeProto:
