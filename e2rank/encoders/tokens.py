@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tokenizers import Encoding as Pieces
 from tokenizers import Tokenizer
 
 from e2rank.checks import check_texts, listed
 from e2rank.contract import Contract, fair_share
+from e2rank.encoders.beginnings import read_beginnings
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,7 @@ class Wording:
         # Where each token stands costs a quarter of the time, and shows a prefix from the text.
         located = bool(before or after)
         encode = self._tokenizer.encode_batch if located else self._tokenizer.encode_batch_fast
-        texts = _checked(texts)
-        read = encode([f"{before}{text}{after}" for text in texts])
+        texts, read = read_beginnings(encode, _checked(texts), budget, before, after)
         fitted = []
         for place, (text, each) in enumerate(zip(texts, read, strict=True)):
             ids = each.ids
@@ -136,9 +137,9 @@ class Wording:
     def _turn(self, query: str, documents: Sequence[str]) -> Tokens:
         """Decoder family: cut the texts, then tokenise the whole prompt as training did."""
         contract = self.contract
-        (asked,) = self._pieces([query])
+        (query,), (asked,) = self._beginnings([query], "text", contract.query_tokens)
         query, over = _head(query, asked, contract.query_tokens), asked.ids[contract.query_tokens :]
-        pieces = self._pieces(documents, "document")
+        documents, pieces = self._beginnings(documents)
         lengths = [len(each.ids) for each in pieces]
         fixed = len(self._ids(contract.listwise(query, [""] * len(documents))))
         room = contract.prompt_tokens - fixed
@@ -157,7 +158,7 @@ class Wording:
         contract = self.contract
         asked = self.queries([query])[0]
         separator = self._separator()
-        pieces = self._pieces(documents, "document")
+        _, pieces = self._beginnings(documents)
         lengths = [len(each.ids) for each in pieces]
         room = contract.prompt_tokens - len(asked.ids) - len(pieces)
         cap = fair_share(lengths, room, contract.prompt_document_tokens)
@@ -177,8 +178,13 @@ class Wording:
             )
         return closing[-1]
 
-    def _pieces(self, texts: Sequence[str], what: str = "text") -> list[Pieces]:
-        return self._tokenizer.encode_batch(_checked(texts, what), add_special_tokens=False)
+    def _beginnings(
+        self, texts: Sequence[str], what: str = "document", most: int | None = None
+    ) -> tuple[list[str], list[Pieces]]:
+        """Bare texts and their pieces; of long ones more than a prompt shows of each."""
+        encode = partial(self._tokenizer.encode_batch, add_special_tokens=False)
+        most = self.contract.prompt_document_tokens if most is None else most
+        return read_beginnings(encode, _checked(texts, what), most)
 
     def _ids(self, text: str, *, special: bool = False) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=special).ids
