@@ -1,24 +1,34 @@
 """What is asked is refused here, before any work, where it makes no sense."""
 
 from collections.abc import Iterable, Sequence
+from typing import TypeVar, cast
 
 import numpy as np
 
+Given = TypeVar("Given")
 
-def listed(texts: Iterable[str]) -> Sequence[str]:
+
+def listed(texts: Iterable[Given]) -> Sequence[Given]:
     """Texts that may be read more than once; one string stays one, for a check to refuse."""
-    return texts if isinstance(texts, str) else list(texts)
+    return cast(Sequence[Given], texts) if isinstance(texts, str) else list(texts)
 
 
-def check_queries(queries: Sequence[str]) -> None:
+def check_queries(queries: Sequence[str | np.ndarray], dim: int = 0) -> None:
     """Refuse what is no query.
 
+    Args:
+        queries: texts; or vectors of length `dim`, if that is given.
+        dim: of vectors; 0 where only texts will do.
     Raises:
-        ValueError: for one string instead of several, something else than a string, or a blank.
+        ValueError: for one string instead of several, something else than a string, or a blank;
+            for a vector of another shape or type, with a NaN or an infinity, or of zeros.
     """
     if isinstance(queries, str):
         raise ValueError("expected a list of queries, got one string; use search for one query")
     for place, query in enumerate(queries):
+        if dim and isinstance(query, np.ndarray):
+            _check_vector(query, dim, f"query {place}")
+            continue
         if not isinstance(query, str) or not query.strip():
             raise ValueError(f"query {place} is {query!r}; a query is a text that is not blank")
         _check_text(query, f"query {place}")
@@ -54,6 +64,16 @@ def check_ranking(ranking: Sequence[tuple[str, float]]) -> None:
         raise ValueError("the ranking has a score that is NaN or infinite")
     if (np.diff(scores) > 0).any():
         raise ValueError("the ranking is not sorted; expected the best first")
+
+
+def _check_vector(vector: np.ndarray, dim: int, what: str) -> None:
+    if vector.shape != (dim,) or vector.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{what} is an array of shape {vector.shape}, {vector.dtype}; expected a vector of "
+            f"{dim} real numbers, as this index holds"
+        )
+    if not np.isfinite(vector).all() or not vector.any():
+        raise ValueError(f"{what} is a vector with a NaN or an infinity, or of zeros only")
 
 
 def _check_text(text: str, what: str) -> None:

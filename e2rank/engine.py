@@ -34,7 +34,7 @@ class Engine(Indexed):
 
     def search(  # noqa: PLR0913 - one call, every choice by name
         self,
-        query: str,
+        query: str | np.ndarray,
         k: int = 10,
         *,
         gather: Gather = "dense",
@@ -64,7 +64,7 @@ class Engine(Indexed):
 
     def search_many(  # noqa: PLR0913 - one call, every choice by name
         self,
-        queries: Iterable[str],
+        queries: Iterable[str | np.ndarray],
         k: int = 10,
         *,
         gather: Gather = "dense",
@@ -86,7 +86,10 @@ class Engine(Indexed):
         of the two fails, the order of before it comes back and `Hits.rerank_error` says why.
 
         Args:
-            queries: texts, none blank.
+            queries: texts, none blank; or vectors in their place, (d,) each or an (n, d) array of
+                any real type and length but 0: of queries that were encoded before, or of
+                documents (`vectors`). No model reads those, and what reads a query's text is
+                refused: they are gathered "dense", and reranked by "prf" or not.
             k: documents to return.
             gather: the first stage: "dense", by cosine of vectors; "sparse", by learned sparse
                 vectors, without a model call unless the encoder is joined of a sparse model that
@@ -116,7 +119,8 @@ class Engine(Indexed):
                 with the query.
         Raises:
             ValueError: for a blank query, an option out of range or a filter that is none; if the
-                encoder or the index lacks the vectors that a stage needs.
+                encoder or the index lacks the vectors that a stage needs; for a vector that is
+                none of this index, or a stage that it does not do for.
             MissingExtra: if "bm25" is asked for and its packages are not installed.
         """
         whole = self.store

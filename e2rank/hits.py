@@ -38,7 +38,7 @@ class Hits(Sequence[Hit]):
     """The answer to one query, best first.
 
     Args:
-        query: what was asked.
+        query: what was asked; "" where that was a vector.
         hits: the ranked documents.
         timings: milliseconds of each step ("gather", "refine", "rerank", "total"); a batch of
             queries shares its time out evenly.

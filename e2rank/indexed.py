@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from e2rank.config import IndexConfig
 from e2rank.documents import Document
 from e2rank.encoders import Encoder
@@ -150,11 +152,23 @@ class Indexed:
             KeyError: for an id that is not there; `id in engine` tells.
             ValueError: for one string instead of several, or an id that is no string.
         """
-        store, wanted = self.store, _checked_ids(ids)
-        found = store.rows_of(wanted)
-        if missing := [each for each in wanted if each not in found]:
-            raise KeyError(f"{store.folder} holds no document {missing[0]!r}")
-        return store.documents([found[each] for each in wanted])
+        store = self.store
+        return store.documents(_rows(store, ids))
+
+    def vectors(self, ids: Iterable[str]) -> np.ndarray:
+        """The stored (n, d) float32 unit vectors of documents by id, in the order asked.
+
+        `engine.search(engine.vectors(["wing"])[0], rerank=False)` finds what is like a document,
+        and that document first.
+
+        Args:
+            ids: of documents of the index.
+        Raises:
+            KeyError: for an id that is not there.
+            ValueError: for one string instead of several, or an id that is no string.
+        """
+        store = self.store
+        return store.vectors(_rows(store, ids))
 
     @property
     def store(self) -> Store:
@@ -201,13 +215,21 @@ class Indexed:
         none (only where the very last step fails, making the commit itself durable, may they be
         there all the same). They are streamed, so there may be more than memory holds.
 
+        Only new text is encoded. A document that is there with the same title and text, as the
+        encoder reads them, keeps its stored vectors beside its new metadata; one that is the same
+        altogether is left where it is, so a corpus given again as it is changes no file. The others
+        come last in row order, by which equal scores are sorted. Before the first vectors are
+        copied from a segment its rows are read once for their hashes: damaged ones are encoded
+        again, with a warning, and so are the documents of a batch too small to be worth that, one
+        for each 64 MiB of rows.
+
         Args:
             documents: as for `build`.
             commit: False to keep them unseen until `commit`, together with other changes. Until
                 then no other process can write.
             progress: called with the number of documents done, once a batch.
         Returns:
-            How many were added.
+            How many were given.
         Raises:
             CorpusError: for a document that cannot be indexed, or an id given twice.
             EncoderMismatch: if the encoder does not make all that the index holds.
@@ -292,6 +314,14 @@ class Indexed:
         store = self.store
         store.verify()
         check(store)
+
+
+def _rows(store: Store, ids: Iterable[str]) -> list[int]:
+    wanted = _checked_ids(ids)
+    found = store.rows_of(wanted)
+    if missing := [each for each in wanted if each not in found]:
+        raise KeyError(f"{store.folder} holds no document {missing[0]!r}")
+    return [found[each] for each in wanted]
 
 
 def _checked_ids(ids: Iterable[str]) -> list[str]:

@@ -1,14 +1,12 @@
 """Moving an index to another encoder, while the old one goes on serving."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
 from e2rank.config import LATER, IndexConfig
-from e2rank.documents import Document
 from e2rank.encoders import Encoder
 from e2rank.encoders.presets import load_encoder
 from e2rank.engine import Engine
@@ -86,32 +84,17 @@ def _possible(config: IndexConfig, encoder: Encoder) -> IndexConfig:
 
 def _caught_up(engine: Engine, old: Path) -> bool:
     """Take over what differs; whether that is all, and nothing was committed meanwhile."""
+    before = engine.store.manifest.commit
     with Store.open(old) as source:
-        changed = engine.add(_differing(engine.store, source), commit=False)
-        changed += engine.delete(_gone(engine.store, source), commit=False)
+        # What is there already stays where it is.
+        engine.add(source, commit=False)
+        engine.delete(_gone(engine.store, source), commit=False)
         engine.commit()
         commit = source.manifest.commit
-    if changed:
+    if engine.store.manifest.commit != before:
         return False
     with Store.open(old) as newest:
         return newest.manifest.commit == commit
-
-
-def _differing(there: Store, source: Store) -> Iterator[Document]:
-    """Documents that are not, or not so, in the new index."""
-    documents = iter(source)
-    while part := list(islice(documents, _TOGETHER)):
-        rows = there.rows_of([each.id for each in part])
-        known = dict(zip(rows, there.documents(list(rows.values())), strict=True))
-        yield from (
-            each for each in part if each.id not in known or _words(known[each.id]) != _words(each)
-        )
-
-
-def _words(document: Document) -> str:
-    """All of a document: Python calls 1 and True equal, filters do not."""
-    fields = [document.title, document.text, dict(document.metadata)]
-    return json.dumps(fields, sort_keys=True)
 
 
 def _gone(there: Store, source: Store) -> Iterator[str]:

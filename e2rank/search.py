@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 
@@ -13,10 +14,12 @@ from e2rank.checks import check_texts
 from e2rank.documents import Candidates, TokenVectors
 from e2rank.encoders import Cost, CutTexts, Encoder, encode_documents, token_fingerprint, total
 from e2rank.gather import Gathered, Gatherer
+from e2rank.gather.dense import DenseGatherer
 from e2rank.hits import Hits
 from e2rank.index import Store
 from e2rank.pool import Pool
 from e2rank.rerank import Reranker, Scored
+from e2rank.rerank.feedback import FeedbackReranker
 from e2rank.rerank.refine import MaxSim
 from e2rank.scores import fuse, rank
 
@@ -72,16 +75,51 @@ class Search:
         if self.weight is not None and not 0.0 <= self.weight <= 1.0:
             raise ValueError(f"fuse is {self.weight}; it must be between 0 and 1")
 
-    def run(self, queries: Sequence[str]) -> list[Hits]:
-        """The hits of each query, in order; so many at a time that memory stays bounded."""
-        check_queries(queries)
-        parts = (queries[start : start + TOGETHER] for start in range(0, len(queries), TOGETHER))
-        return [hits for part in parts for hits in self._run(part)]
+    def run(self, queries: Sequence[str | np.ndarray]) -> list[Hits]:
+        """The hits of each query, in order; so many at a time that memory stays bounded.
 
-    def _run(self, queries: Sequence[str]) -> list[Hits]:
+        A query is a text, or the (d,) vector of one.
+        """
+        check_queries(queries, self.store.dim)
+        vectors = [n for n, each in enumerate(queries) if isinstance(each, np.ndarray)]
+        if vectors:
+            self._check_textless()
+        texts = [n for n, each in enumerate(queries) if isinstance(each, str)]
+        hits: dict[int, Hits] = {}
+        for places in (texts, vectors):
+            for start in range(0, len(places), TOGETHER):
+                part = places[start : start + TOGETHER]
+                hits |= zip(part, self._run([queries[n] for n in part]), strict=True)
+        return [hits[n] for n in range(len(queries))]
+
+    def _check_textless(self) -> None:
+        """Refuse to search by vectors where a stage reads the query's text or its tokens."""
+        reranker, reads = self.reranker, ""
+        if not isinstance(self.gatherer, DenseGatherer):
+            reads = "this first stage"
+        elif self.refine is not None:
+            reads = "refining"
+        elif reranker is not None and not (
+            isinstance(reranker, FeedbackReranker)
+            and reranker.encoder.fingerprint == self.encoder.fingerprint
+        ):
+            reads = f"the rerank {reranker.name!r}"
+        if reads:
+            raise ValueError(
+                f"{reads} reads the text of a query, and a vector has none: search by vectors "
+                "with gather='dense', without refine, and with rerank=False or 'prf'"
+            )
+
+    def _run(self, asked: Sequence[str | np.ndarray]) -> list[Hits]:
+        """The hits of queries that are all texts, or all vectors."""
         times = [time.perf_counter()]
         wide = max(self.depth, self.k) if self.reranker or self.refine else self.k
-        found = self.gatherer.gather(queries, wide)
+        queries = [each if isinstance(each, str) else "" for each in asked]
+        vectors = [each for each in asked if isinstance(each, np.ndarray)]
+        if vectors:
+            found = cast(DenseGatherer, self.gatherer).nearest(vectors, wide)
+        else:
+            found = self.gatherer.gather(queries, wide)
         pools = _pools(found, len(queries))
         times.append(time.perf_counter())
         pools = self._refine(queries, pools)
@@ -207,7 +245,7 @@ def fusion_weight(reranker: Reranker, asked: float | None) -> float:
 def order_texts(
     encoder: Encoder, reranker: Reranker | None, query: str, documents: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of n plain texts from best to worst, and their (n,) float32 scores."""
+    """Positions of n plain texts from best to worst, and their (n,) scores."""
     check_queries([query])
     check_texts(documents)
     if not documents:
@@ -262,6 +300,8 @@ def _reason(name: str, error: Exception) -> str:
 
 
 def _checked(answer: Scored, n: int, reranker: Reranker) -> Scored:
+    if not isinstance(answer, Scored):
+        raise TypeError(f"it gave {answer!r:.60}; expected an e2rank.rerank.Scored for each query")
     scores = np.asarray(answer.scores, dtype=np.float32)
     if scores.shape != (n,) or not np.isfinite(scores).all():
         raise ValueError(f"{reranker.name} gave scores of shape {scores.shape}, or a NaN, for {n}")

@@ -81,6 +81,21 @@ class Changing(RuleBasedStateMachine):
         self.model = self.model | by_id(documents)
         self.committed(commit=commit)
 
+    @rule(count=st.integers(0, 12), seed=SEEDS, commit=st.booleans())
+    def give_again(self, count: int, seed: int, commit: bool) -> None:
+        rnd = random.Random(seed)
+        ids = rnd.sample(sorted(self.model), min(count, len(self.model)))
+        described = [document(0, rnd)["metadata"] for _ in ids]
+        documents = [self.model[each] for each in ids]
+        documents = [
+            {**each, "metadata": rnd.choice([each["metadata"], other])}
+            for each, other in zip(documents, described, strict=True)
+        ]
+        with patch.object(self.encoder, "encode_documents", side_effect=AssertionError):
+            assert self.engine.add(documents, commit=commit) == len(documents)
+        self.model = self.model | by_id(documents)
+        self.committed(commit=commit)
+
     @rule(ids=IDS, commit=st.booleans())
     def delete(self, ids: list[int], commit: bool) -> None:
         wanted = [str(each) for each in ids]

@@ -23,6 +23,13 @@ class DenseGatherer:
         """The best k rows of each query, by cosine."""
         return self.find(self.encoder.encode_queries(queries), k)
 
+    def nearest(self, vectors: Sequence[np.ndarray], k: int) -> Gathered:
+        """The best k rows of (d,) vectors in the queries' place, of any length but 0."""
+        given = [each.astype(np.float64) for each in vectors]
+        # No square of a number is then too large or too small.
+        whole = unit(np.stack([each / np.abs(each).max() for each in given]))
+        return self.find(Encoding(whole, calls=0), k)
+
     def find(self, encoded: Encoding, k: int) -> Gathered:
         """The best k rows of queries that are encoded."""
         scores, rows = self.store.search(encoded.vectors, k)

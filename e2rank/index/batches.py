@@ -1,6 +1,6 @@
 """The encoder as a build sees it: asked once a batch, every answer checked before it is written."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,30 +45,24 @@ class BatchEncoder:
         _check_pair("token_dim", info.token_dim, "tokens", self.tokens, info.tokens)
         _check_pair("sparse_dim", info.sparse_dim, "sparse", self.sparse, info.sparse)
 
-    def batch(
-        self, documents: Sequence[Document], before: Mapping[str, int], kind: str = "int8"
-    ) -> dict[str, np.ndarray]:
-        """Encode documents; `before` is how many rows each file has of the documents before them.
-
-        `kind` is how the index keeps token vectors, as `IndexConfig.tokens` says it.
+    def batch(self, documents: Sequence[Document], kind: str = "int8") -> dict[str, np.ndarray]:
+        """Encode documents; `kind` is how the index keeps token vectors (`IndexConfig.tokens`).
 
         Returns:
             What to append to which file: "vectors" (n, dim) float32 unit rows; if the encoder makes
             token vectors, "tokens" (T, token_dim) int8 or float16 and "token_ends" (n,) int64; if
             it makes sparse ones, "sparse_terms" (m,) int32, "sparse_weights" (m,) float16 and
-            "sparse_ends" (n,) int64.
+            "sparse_ends" (n,) int64. Ends are counted from the first of these documents.
         Raises:
             EncodingError: if something is not finite or of the wrong shape.
         """
         arrays = {"vectors": self._vectors(documents)}
         if self.tokens is not None:
             rows, lengths = quantise(self.tokens(), documents, self.info, kind)
-            ends = before["tokens"] + np.cumsum(lengths)
-            arrays |= {"tokens": rows, "token_ends": ends}
+            arrays |= {"tokens": rows, "token_ends": np.cumsum(lengths)}
         if self.sparse is not None:
             terms, weights, ends = packed(self.sparse(), documents, self.info)
-            ends = before["sparse_terms"] + ends[1:]
-            arrays |= {"sparse_terms": terms, "sparse_weights": weights, "sparse_ends": ends}
+            arrays |= {"sparse_terms": terms, "sparse_weights": weights, "sparse_ends": ends[1:]}
         return arrays
 
     def _vectors(self, documents: Sequence[Document]) -> np.ndarray:

@@ -157,7 +157,7 @@ class _Build:
 
     def _add(self, staging: Staging, batch: Sequence[Document], row: int) -> None:
         staging.note(batch, row)
-        arrays = self._encoder.batch(batch, staging.rows, self._config.tokens)
+        arrays = self._encoder.batch(batch, self._config.tokens)
         staging.append(batch, arrays, self._encoder.truncated())
 
     def _finish(

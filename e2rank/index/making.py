@@ -15,6 +15,7 @@ from e2rank.documents import Document
 from e2rank.errors import MissingExtra
 from e2rank.index import codec, dense, seismic
 from e2rank.index.codec import Codebook
+from e2rank.index.copies import stored
 from e2rank.index.files import check_file
 from e2rank.index.finish import finish
 from e2rank.index.manifest import SegmentInfo
@@ -53,7 +54,7 @@ class Part:
         """Documents that are not deleted."""
         return int(np.count_nonzero(self.alive))
 
-    def delete(self, rows: Sequence[int]) -> int:
+    def delete(self, rows: Sequence[int] | np.ndarray) -> int:
         """Mark rows as deleted; gives how many were not before."""
         before = self.count
         self.alive[rows] = False
@@ -68,7 +69,16 @@ class Maker:
     def __init__(self, base: Store) -> None:
         """Make segments for the index of `base`, under numbers that it never used."""
         self._base, self.next = base, base.manifest.next_segment
-        self._book = next(filter(None, map(_book, base.segments)), None)
+        self._book = next(filter(None, map(book_of, base.segments)), None)
+
+    @property
+    def book(self) -> Codebook | None:
+        """What token vectors can be made codes of here; None without codes, or without FAISS."""
+        if self._book is not None:
+            with contextlib.suppress(MissingExtra):
+                dense.load_faiss()
+                return self._book
+        return None
 
     def check(self, count: int, *, small: bool) -> None:
         """Refuse to begin a segment of so many documents that cannot be finished here.
@@ -148,7 +158,7 @@ class Maker:
             self._base.manifest, segments=[info], files=files, next_segment=self.next
         )
         segment = Segment(self._base.folder, info, manifest)
-        self._book = self._book or _book(segment)
+        self._book = self._book or book_of(segment)
         return Part(segment, info, files, np.ones(count, dtype=bool))
 
     def as_configured(self, part: Part) -> bool:
@@ -165,7 +175,7 @@ class Maker:
         for part in parts:
             for name, entry in part.segment.files.items():
                 check_file(self._base.folder / name, entry)
-        coded = any(_book(part.segment) for part in parts)
+        coded = any(book_of(part.segment) for part in parts)
         with self.staged(self._book if coded else None) as staging:
             done, cut = 0, sum(part.info.truncated for part in parts)
             for part in parts:
@@ -173,18 +183,8 @@ class Maker:
                 for start in range(0, len(rows), MERGED):
                     own = rows[start : start + MERGED]
                     documents = segment.table.documents(own)
-                    arrays = {"vectors": segment.vectors[own]}
-                    if segment.tokens is not None:
-                        packed, ends = segment.tokens.packed(own, staging.book)
-                        ends = staging.rows["tokens"] + ends[1:]
-                        arrays |= {"tokens": packed, "token_ends": ends}
-                    if segment.sparse is not None:
-                        terms, weights, ends = segment.sparse.packed(own)
-                        ends = staging.rows["sparse_terms"] + ends[1:]
-                        arrays |= {"sparse_terms": terms, "sparse_weights": weights}
-                        arrays["sparse_ends"] = ends
                     staging.note(documents, done)
-                    staging.append(documents, arrays, cut)
+                    staging.append(documents, stored(segment, own, staging.book), cut)
                     done += len(documents)
             return self.finished(staging, small=small)
 
@@ -196,6 +196,6 @@ def _flat(config: IndexConfig) -> IndexConfig:
     )
 
 
-def _book(segment: Segment) -> Codebook | None:
+def book_of(segment: Segment) -> Codebook | None:
     """What a segment's token vectors are codes of, if they are codes."""
     return segment.tokens.codebook if segment.tokens is not None else None

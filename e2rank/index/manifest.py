@@ -53,7 +53,8 @@ class SegmentInfo:
     Args:
         name: its folder, six digits; a number is never used twice.
         count: documents in its files, deleted ones too.
-        truncated: how many of them were longer than the encoder reads, when they came.
+        truncated: how many of them were longer than the encoder reads, when they came; of those
+            whose rows were copied from another segment, the share that its count says.
         factory: what its FAISS index was made by; "Flat" needs none.
         deleted: how many are deleted.
         deletions: the file that says which, "" if none is.

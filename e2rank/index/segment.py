@@ -5,13 +5,14 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from e2rank.config import IndexConfig
-from e2rank.errors import MissingExtra
+from e2rank.errors import IndexFormatError, MissingExtra
 from e2rank.index import dense, token_search
 from e2rank.index.exact import Found, nearest, ordered
 from e2rank.index.files import check_file, check_size, damaged
@@ -33,6 +34,9 @@ FEW = 20_000
 
 _REMEMBERED = 32
 """Filters whose rows are kept."""
+
+_ROWS = ".npy"
+"""How the names of files of rows end."""
 
 
 class Segment:
@@ -78,6 +82,25 @@ class Segment:
         self._faiss = self._proposer = None
         if self.sparse is not None:
             self.sparse.approximate = None
+
+    @cached_property
+    def intact(self) -> bool:
+        """Whether the rows are what was written: their files are read, once, for their hashes.
+
+        To be asked before rows are copied to where they get a new hash. Damage is logged.
+        """
+        try:
+            for name in sorted(each for each in self.files if each.endswith(_ROWS)):
+                check_file(self._path / Path(name).name, self.files[name])
+        except IndexFormatError as error:
+            _log.warning("%s (documents with the same text are encoded again until then)", error)
+            return False
+        return True
+
+    @property
+    def row_bytes(self) -> int:
+        """The size of the files that `intact` reads."""
+        return sum(entry["bytes"] for name, entry in self.files.items() if name.endswith(_ROWS))
 
     def _tokens(self, dim: int) -> Tokens | None:
         """The token vectors, with their codebook where they are codes."""

@@ -14,15 +14,19 @@ import xxhash
 
 from e2rank.documents import Document
 from e2rank.errors import CorpusError
+from e2rank.index import codec
 from e2rank.index.codec import Codebook
 from e2rank.index.files import write_atomically
-from e2rank.index.grown import GrownArray, GrownFile
+from e2rank.index.grown import HEADER, GrownArray, GrownFile
 from e2rank.index.manifest import EncoderInfo
 from e2rank.index.postings import FORWARD
-from e2rank.index.tokens import CODES, ROWS
+from e2rank.index.tokens import CODES, ROWS, floats_of
 
 _RAW = {"float32": "<f4", "float16": "<f2"}
 _TOKENS = {"int8": "|i1", "float16": "<f2", "pq": "|i1"}
+
+ENDS = {"tokens": "token_ends", "sparse_terms": "sparse_ends", "sparse_weights": "sparse_ends"}
+"""The arrays of which a document has any number of rows, and what says where each one's end."""
 
 
 @dataclass(slots=True)
@@ -135,14 +139,16 @@ class Staging:
     ) -> None:
         """Make a batch durable: every file first, then the record of how far they go.
 
-        `arrays` are rows for each of the build's arrays; `truncated` is how many documents this
-        run has cut so far.
+        `arrays` are rows for each of the build's arrays, ends being counted from the first of
+        these documents; `truncated` is how many documents this run has cut so far.
         """
+        before = {ends: self.rows[name] for name, ends in ENDS.items() if name in arrays}
+        whole = {**arrays, **{ends: arrays[ends] + count for ends, count in before.items()}}
         data = {
             name: rows.astype(self.arrays[name].kind, copy=False).tobytes()
-            for name, rows in arrays.items()
+            for name, rows in whole.items()
         }
-        data["spool"] = "".join(_line(each) for each in documents).encode()
+        data["spool"] = "".join(line_of(each) for each in documents).encode()
         progress = Progress(
             self.progress.done + len(documents),
             self._cut_before + truncated,
@@ -152,6 +158,21 @@ class Staging:
         )
         write_atomically(self.record, progress.to_json())
         self.progress = progress
+
+    def code(self, book: Codebook) -> None:
+        """Keep token vectors as codes from here on; those so far, in eight bits, are made codes."""
+        if self.book is not None:
+            return
+        count, rows = self.rows["tokens"], self.arrays["tokens"]
+        codes = GrownArray(self.folder / CODES, "|u1", (book.width,))
+        codes.cut(size := codes.start)
+        for start in range(0, count, codec.SAMPLE):
+            shape = min(codec.SAMPLE, count - start), self.encoder.token_dim
+            place = HEADER + start * self.encoder.token_dim
+            part = np.memmap(rows.path, np.int8, "r", place, shape)
+            size = codes.append(codec.encode(floats_of(part), book).tobytes())
+        self.book, self.progress.sizes["tokens"] = book, size
+        self.arrays["tokens"] = self._files["tokens"] = codes
 
     def finish_arrays(self) -> np.ndarray:
         """Write the header in front of each array; gives the vectors back, mapped."""
@@ -171,7 +192,7 @@ class Staging:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _note(self, documents: Sequence[Document], start: int) -> None:
-        lines = [_line(each) for each in documents]
+        lines = [line_of(each) for each in documents]
         self._ids.add([each.id for each in documents], start)
         for line in lines:
             self._hash.update(line.encode())
@@ -248,7 +269,14 @@ def _check_metadata(document: Document) -> None:
     )
 
 
-def _line(document: Document) -> str:
+def line_of(document: Document) -> str:
+    """A document as it is kept, one JSON array: equal lines are equal documents.
+
+    Python calls 1 and True equal, filters do not.
+
+    Raises:
+        CorpusError: for metadata or text that cannot be kept.
+    """
     if not isinstance(document.metadata, Mapping):
         raise CorpusError(
             f"document {document.id!r} has metadata JSON cannot hold: expected a mapping with "

@@ -13,6 +13,7 @@ import numpy as np
 from e2rank.documents import Document, as_documents
 from e2rank.errors import IndexFormatError
 from e2rank.index import making
+from e2rank.index.again import Again
 from e2rank.index.batches import BatchEncoder
 from e2rank.index.deletions import write_alive
 from e2rank.index.files import (
@@ -124,10 +125,11 @@ class Writer:
         """Write documents as a new segment; an id that is there already is replaced.
 
         They are seen, and survive this process, from the commit on. Memory is bounded whatever
-        their number.
+        their number. Of a document whose id is there with the same text nothing is encoded: its
+        stored rows are copied; and where all of it is the same, it is left where it is.
 
         Returns:
-            How many were added.
+            How many were given.
         Raises:
             CorpusError: for a document that cannot be indexed, or an id given twice.
             EncodingError: if a vector is not finite or of the wrong shape.
@@ -136,23 +138,28 @@ class Writer:
         """
         config = self.base.manifest.index_config
         checked, done = self._maker.buildable(as_documents(documents)), 0
+        again = Again(self._parts, self._maker.book)
         with self._maker.staged() as staging:
-            while part := list(islice(checked, config.batch)):
-                staging.note(part, done)
-                arrays = encoder.batch(part, staging.rows, config.tokens)
-                staging.append(part, arrays, encoder.truncated())
-                done += len(part)
+            while batch := list(islice(checked, config.batch)):
+                staging.note(batch, done)
+                written, arrays = again.batch(batch, encoder, staging, config.tokens)
+                if written:
+                    staging.append(written, arrays, encoder.truncated() + again.truncated)
+                done += len(batch)
                 if progress is not None:
                     progress(done)
-            new = self._maker.finished(staging, small=True) if done else None
-        if new is None:
-            return 0
-        # All are found before the first is deleted: an error between would lose some.
-        replaced = [_shared(old, new) for old in self._parts]
-        for old, rows in zip(self._parts, replaced, strict=True):
-            old.delete(rows)
-        self._parts.append(new)
-        self._changed = True
+            new = self._maker.finished(staging, small=True) if staging.progress.done else None
+        if again.same or again.taken:
+            _log.info(
+                "%s: of %d documents %d were there as they are, and %d with the same text, whose "
+                "vectors were taken over",
+                *(self.folder, done, again.same, again.taken),
+            )
+        if new is not None:
+            for old, gone in zip(self._parts, again.replaced, strict=True):
+                old.delete(np.flatnonzero(gone))
+            self._parts.append(new)
+            self._changed = True
         return done
 
     def delete(self, ids: Iterable[str]) -> int:
@@ -297,14 +304,6 @@ class Writer:
         part.info = dataclasses.replace(
             part.info, deleted=part.info.count - part.count, deletions=name
         )
-
-
-def _shared(old: Part, new: Part) -> list[int]:
-    """The rows of `old` whose ids `new` has too."""
-    ids, rows = (identifier for _, identifier in new.segment.table.ids()), list[int]()
-    while part := list(islice(ids, making.MERGED)):
-        rows += old.segment.table.rows_of(part).values()
-    return rows
 
 
 def _named(manifest: Manifest, name: str) -> dict[str, dict[str, Any]]:
