@@ -67,7 +67,7 @@ class Pool:
         first: (n,) float32 first-stage scores.
         first_rank: (n,) int64 first-stage ranks from 1, 0 where only feedback found the row.
         base: (n,) float32, what a rerank is fused with: the first-stage scores, or refined ones.
-        scores: (n,) float32, by which they are ranked now.
+        scores: (n,) float32 or float64, by which they are ranked now.
         cosines: whether the first-stage scores are cosines with the query.
         spent: what models took since the first stage.
         vector: (d,) the query as the last reranker saw it, or None.
@@ -179,9 +179,7 @@ class Pool:
                 [self.base, _floors(self.base, len(new)) if self.refined else first]
             ),
             # A cosine is at most 1, so 2 less than the lowest score is below it.
-            scores=np.concatenate([self.scores, near - 2.0 + self.scores.min(initial=0.0)]).astype(
-                np.float32
-            ),
+            scores=np.concatenate([self.scores, near - 2.0 + self.scores.min(initial=0.0)]),
         )
 
     def failed(self, reason: str) -> Self:

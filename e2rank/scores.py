@@ -67,12 +67,18 @@ def maxsim(
 
 
 def standardise(scores: np.ndarray) -> np.ndarray:
-    """(n,) scores with mean 0 and standard deviation 1; all zero where they do not differ."""
+    """(n,) float64 scores with mean 0 and standard deviation 1; all 0 where they do not differ.
+
+    It is the same for scores times any number above 0.
+    """
     scores = np.asarray(scores, dtype=np.float64)
-    spread = scores.std() if len(scores) else 0.0
-    if spread <= 1e-9 * max(1.0, np.abs(scores).max(initial=0.0)):
+    reach = np.abs(scores).max(initial=0.0)
+    if reach == 0.0:
         return np.zeros_like(scores)
-    return (scores - scores.mean()) / spread
+    # Neither the smallest nor the largest numbers have squares.
+    scores = scores / reach
+    spread = scores.std()
+    return np.zeros_like(scores) if spread <= 1e-9 else (scores - scores.mean()) / spread
 
 
 def fuse(reranked: np.ndarray, first: np.ndarray, weight: float) -> np.ndarray:
@@ -86,7 +92,8 @@ def fuse(reranked: np.ndarray, first: np.ndarray, weight: float) -> np.ndarray:
         first: (n,) first-stage scores of the same candidates, higher is better.
         weight: of the reranked scores, 0 to 1.
     Returns:
-        (n,) float32.
+        (n,) float64: candidates that were not scored may be marked by a number so low that float32
+        would not tell the others apart.
     Raises:
         ValueError: if weight is outside [0, 1] or the lengths differ.
     """
@@ -94,5 +101,4 @@ def fuse(reranked: np.ndarray, first: np.ndarray, weight: float) -> np.ndarray:
         raise ValueError(f"fuse is {weight}; it must be between 0 (first stage) and 1 (reranker)")
     if len(reranked) != len(first):
         raise ValueError(f"{len(reranked)} reranked scores for {len(first)} candidates")
-    blend = weight * standardise(reranked) + (1.0 - weight) * standardise(first)
-    return blend.astype(np.float32)
+    return weight * standardise(reranked) + (1.0 - weight) * standardise(first)

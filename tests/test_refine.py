@@ -63,10 +63,20 @@ def test_refining_in_blocks_decides_as_one_by_one(
     assert {place: found.scores[place] for place in scored} == scored
     behind = sorted(scored, key=lambda place: -scored[place]) + sorted(pruned + unseen)
     assert rank(found.scores).tolist() == behind
+    # A measure that does not know the first stage tells them apart, too.
+    assert (np.diff(found.scores[behind[max(len(scored) - 1, 0) :]]) < 0).all()
     # What is scored for nothing is less than a block, and nothing is scored twice.
     assert asked[: len(scored)] == list(scored)
     assert len(asked) == len(set(asked)) <= len(scored) + LEAST - 1
     assert not set(asked) & set(pruned)
+
+
+@pytest.mark.parametrize("low", [-1.0, 1.0, 2.0**-20, -(2.0**20) + 1 / 16, 0.0, -3e30])
+def test_unscored_candidates_are_told_apart_at_any_size_of_scores(low: float) -> None:
+    found = refined(np.arange(900, 0, -1), lambda places: np.full(len(places), low), 1, None, 1)
+    assert (found.scored, found.unseen) == (2, 898)
+    assert (np.diff(found.scores[1:]) < 0).all()
+    np.testing.assert_allclose(found.scores, low, rtol=1e-3, atol=1e-30)
 
 
 def test_what_is_pruned_is_never_read() -> None:

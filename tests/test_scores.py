@@ -40,6 +40,18 @@ def test_scores_that_do_not_differ_standardise_to_zero() -> None:
     assert standardise(np.full(5, 0.1, dtype=np.float32)).tolist() == [0.0] * 5
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-12, 1e12, 1e300])
+def test_scores_of_any_size_standardise_alike(scale: float) -> None:
+    scores = np.array([0.3, -0.2, 0.9, 0.1])
+    np.testing.assert_allclose(standardise(scores * scale), standardise(scores), rtol=1e-9)
+
+
+@pytest.mark.parametrize("mark", [-1e6, -1e9, -1e12])
+def test_a_low_mark_for_what_was_not_scored_keeps_the_order_of_the_others(mark: float) -> None:
+    scores = np.array([mark, 1.0, 1.5, mark, 2.0], dtype=np.float32)
+    assert rank(fuse(scores, np.arange(5, 0, -1), 1.0)).tolist() == [4, 2, 1, 0, 3]
+
+
 def test_standardising_nothing_gives_nothing() -> None:
     assert standardise(np.zeros(0)).shape == (0,)
 

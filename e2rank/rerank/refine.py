@@ -70,8 +70,8 @@ class Refined:
     """What refining n candidates gave.
 
     Args:
-        scores: (n,) float32; a candidate that was not scored has the next number below the lowest
-            that was given.
+        scores: (n,) float32; below the lowest that was given come those that were not scored, in
+            first-stage order, each by the least that tells it from the one before.
         scored: how many were scored.
         pruned: how many were passed over for their first-stage score.
         unseen: how many stood behind the early exit.
@@ -117,9 +117,14 @@ def refined(
     # What stands behind the exit in its block was scored for nothing, and does not count.
     found = found[:stop]
     reached = len(first) if stop is None else int(places[len(found) - 1]) + 1
-    floor = np.nextafter(found.min(initial=np.float32(np.inf)), np.float32(-np.inf))
-    scores = np.full(len(first), floor, dtype=np.float32)
-    scores[places[: len(found)]] = found
+    low = found.min(initial=np.float32(np.inf))
+    # Below a power of two negative numbers lie twice as far apart, and sums are rounded to them.
+    step = 4 * np.spacing(np.abs(low))
+    scored = np.zeros(len(first), dtype=bool)
+    scored[places[: len(found)]] = True
+    scores = np.empty(len(first), dtype=np.float32)
+    scores[scored] = found
+    scores[~scored] = low - step * np.arange(1, len(first) - len(found) + 1, dtype=np.float32)
     return Refined(scores, len(found), reached - len(found), len(first) - reached)
 
 
