@@ -95,8 +95,9 @@ class Engine(Indexed):
                 vectors, without a model call unless the encoder is joined of a sparse model that
                 reads queries; "multivector", by MaxSim of token vectors; "bm25",
                 by words (`gather.bm25.Bm25`; its index is made at the first such search of a
-                commit and kept in memory); "hybrid", two of them fused (`Hybrid()`); a `Hybrid`
-                of one's own; or any `Gatherer` over the rows of this index.
+                commit and kept in memory); "hybrid", two of them fused (`Hybrid()`); several by
+                name with their weights, "2*dense+bm25"; a `Hybrid` of one's own; or any `Gatherer`
+                over the rows of this index.
             refine: "maxsim", or a `MaxSim` with its prunings: rescore the candidates by MaxSim of
                 stored token vectors, before the rerank. None for not.
             rerank: True for what the model does best (its contract's `rerank`); "tokens" for late

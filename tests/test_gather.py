@@ -168,6 +168,28 @@ def test_a_hybrid_of_ones_own_is_fused_as_it_says(
     assert engine.search(HEAT, gather=hybrid, rerank=False).model_calls == 1
 
 
+@pytest.mark.parametrize("text", ["2*dense+bm25", "2 * dense + bm25", "2.0*dense+1*bm25"])
+def test_a_hybrid_may_be_written_with_its_weights(engine: Engine, text: str) -> None:
+    wanted = engine.search(HEAT, gather=Hybrid(("dense", "bm25"), weights=(2, 1)))
+    found = engine.search(HEAT, gather=text)
+    assert [(each.id, each.score) for each in found] == [(each.id, each.score) for each in wanted]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("two*dense+bm25", "a weight that is no number"),
+        ("dense+bm42", "'bm42' is no part of a hybrid"),
+        ("dense+", "'' is no part of a hybrid"),
+        ("-1*dense+bm25", "expected finite numbers of at least 0"),
+        ("dense+bm25*2", "a weight that is no number"),
+    ],
+)
+def test_a_hybrid_that_is_written_wrongly_is_refused(engine: Engine, text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        engine.search(HEAT, gather=text)
+
+
 def assert_hybrid(
     engine: Engine,
     gather: Any,

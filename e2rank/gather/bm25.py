@@ -1,7 +1,6 @@
 """BM25 over the documents' words: the first stage that needs no model."""
 
 import logging
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from e2rank.errors import MissingExtra
 from e2rank.gather.gathered import Gathered
 from e2rank.index import Store
+from e2rank.index.forks import Lock
 from e2rank.index.manifest import Manifest
 
 _log = logging.getLogger("e2rank")
@@ -70,7 +70,7 @@ class Bm25Cache:
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._made: Bm25Rows | None = None
 
     def of(self, store: Store) -> Bm25Rows:

@@ -13,8 +13,8 @@ from e2rank.gather.multivector import MultivectorGatherer
 from e2rank.gather.sparse import has_sparse, sparse_gatherer
 from e2rank.index import Store
 
-Gather = Named | Literal["hybrid"] | Hybrid | Gatherer
-"""How to gather: by name, by a hybrid of one's own, or with a gatherer of one's own."""
+Gather = Named | Literal["hybrid"] | str | Hybrid | Gatherer
+"""How to gather: by name, by several joined by "+", by a hybrid or a gatherer of one's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,8 @@ def choose_gatherer(gather: Gather, sources: Sources) -> Gatherer:
     """
     if gather == "hybrid":
         gather = Hybrid()
+    elif isinstance(gather, str) and "+" in gather:
+        gather = Hybrid.of(gather)
     if isinstance(gather, Hybrid):
         parts = gather.parts or _usual_parts(sources)
         made = [choose_gatherer(part, sources) for part in parts]
@@ -51,8 +53,8 @@ def choose_gatherer(gather: Gather, sources: Sources) -> Gatherer:
         return _NAMED[gather](sources)
     if not isinstance(gather, Gatherer):
         raise ValueError(
-            f"gather is {gather!r}; expected {', '.join(map(repr, _NAMED))}, 'hybrid', a Hybrid "
-            "or an object with gather(queries, k)"
+            f"gather is {gather!r}; expected {', '.join(map(repr, _NAMED))}, 'hybrid', several "
+            "joined as '2*dense+bm25', a Hybrid or an object with gather(queries, k)"
         )
     if sources.store is not sources.whole:
         raise ValueError(

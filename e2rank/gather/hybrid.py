@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Literal, Self, cast
 
 import numpy as np
 
@@ -61,6 +61,27 @@ class Hybrid:
         if self.within:
             self._check_within(self.parts)
         check_weights(self.weights, 2 if self.parts is None else len(self.parts))
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """A hybrid by z-scores as it is written: names joined by "+", weights before them.
+
+        >>> made = Hybrid.of("2*dense+bm25")
+        >>> made.parts, made.weights
+        (('dense', 'bm25'), (2.0, 1.0))
+
+        Raises:
+            ValueError: for a part that is none, or a weight that is no number.
+        """
+        pairs = [each.rpartition("*")[::2] for each in text.replace(" ", "").split("+")]
+        try:
+            weights = tuple(float(weight or 1) for weight, _ in pairs)
+        except ValueError:
+            raise ValueError(
+                f"{text!r} has a weight that is no number; write a hybrid as 'dense+bm25' or "
+                "'2*dense+bm25'"
+            ) from None
+        return cls(cast(tuple[Named, ...], tuple(name for _, name in pairs)), weights=weights)
 
     @staticmethod
     def _check_parts(parts: Sequence[Named | Gatherer]) -> None:
