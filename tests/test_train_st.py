@@ -135,6 +135,24 @@ def test_list_without_documents_changes_nothing(model: SentenceTransformer) -> N
     torch.testing.assert_close(value(model, [*GAINS[:3], none]), wanted)
 
 
+def test_another_list_of_the_same_query_holds_none_of_its_negatives(
+    model: SentenceTransformer,
+) -> None:
+    columns = texts()
+    columns["query"][2] = columns["query"][0]
+    features = [model.preprocess(column) for column in columns.values()]
+    found = ListwiseLoss(model, weight=0.0)(features, torch.tensor(GAINS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{__name__}.texts", lambda: columns)
+        vector = vectors(model)
+    documents = torch.stack([vector[f"document_{n}"] for n in (1, 2, 3)], 1)
+    allowed = torch.ones(4, 12, dtype=torch.bool)
+    allowed[:, 8] = allowed[1, 3:5] = allowed[0, 6:9] = allowed[2, 0:3] = False
+    positives = torch.tensor([1, 3, 6, 11])
+    wanted = infonce(vector["query"], documents.reshape(12, 16), positives, 0.03, allowed)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_integer_labels_are_read_as_gains(model: SentenceTransformer) -> None:
     gains = [[0, 2, 1], [1, 1, 0], [3, 1, 0], [1, 2, 3]]
     floats = [[float(gain) for gain in row] for row in gains]

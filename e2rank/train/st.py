@@ -82,14 +82,15 @@ class ListwiseLoss(torch.nn.Module):
                 "columns query, prompt, document_1 .. document_n and n labels a row"
             )
         self._warn_of_cut(columns[1])
+        alike = _alike(columns[0]).to(labels.device)
         queries, prompts, *documents = (
             functional.normalize(self.model(column)["sentence_embedding"].float(), dim=-1)
             for column in columns
         )
-        return self._objective(queries, prompts, torch.stack(documents, 1), labels)
+        return self._objective(queries, prompts, torch.stack(documents, 1), labels, alike)
 
     def _objective(
-        self, queries: Tensor, prompts: Tensor, documents: Tensor, labels: Tensor
+        self, queries: Tensor, prompts: Tensor, documents: Tensor, labels: Tensor, alike: Tensor
     ) -> Tensor:
         """Both losses of (b, d) queries and prompts and (b, n, d) documents."""
         b, n = labels.shape
@@ -98,7 +99,7 @@ class ListwiseLoss(torch.nn.Module):
         best, places = gains.max(1)
         lists = torch.arange(b, device=labels.device)
         # (b, b, n): what a query may be told apart from; a list without documents has no say.
-        allowed = real.expand(b, b, n).clone()
+        allowed = real.expand(b, b, n) & ~alike[:, :, None]
         allowed[lists, lists] = real & (gains < best[:, None])
         allowed[~real.any(1)] = False
         contrast = infonce(
@@ -134,3 +135,13 @@ class ListwiseLoss(torch.nn.Module):
     def citation(self) -> str:
         """Where the loss is from, for the model card."""
         return "E2Rank, https://arxiv.org/abs/2510.22733"
+
+
+def _alike(queries: dict[str, Tensor]) -> Tensor:
+    """(b, b) bool: which queries of a tokenised batch are the same text."""
+    ids, mask = queries.get("input_ids"), queries.get("attention_mask")
+    if ids is None or mask is None:
+        return torch.eye(len(next(iter(queries.values()))), dtype=torch.bool)
+    # Padding has an id that a text may have, too.
+    shown = torch.where(mask.bool(), ids, -1)
+    return (shown[:, None] == shown[None]).all(-1)
