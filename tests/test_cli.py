@@ -1,6 +1,7 @@
 """The command line: one JSON object or a table on stdout, known errors in one line and status 1."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -144,13 +145,22 @@ def test_each_first_stage_that_is_named_gets_a_row(run: Run, index: Path, beir: 
     assert fields["baseline"] == "bm25"
     assert [row["model_calls"] for row in fields["rows"]] == [0, 3]
     assert [row["refined"] for row in fields["rows"]] == [{}, {}]
-    own = object_of(run("evaluate", index, beir, "--gather", "dense+bm25", "--json"))["rows"]
-    assert [row["ranker"] for row in own] == ["dense+bm25"]
+    mixed = ["--gather", "dense+bm25", "--gather", "dense+9*bm25", "--json"]
+    own = object_of(run("evaluate", index, beir, *mixed))["rows"]
+    assert [row["ranker"] for row in own] == ["dense+bm25", "dense+9*bm25"]
+    assert own[0]["measures"] != own[1]["measures"]
     reranked = [*asked, "--gather", "dense", "--rerank", "none", "--rerank", "prf"]
     fields = object_of(run("evaluate", index, beir, *reranked))
-    names = ["bm25", "bm25+prf", "hybrid", "hybrid+prf", "none", "prf"]
+    names = ["bm25", "bm25 + prf", "hybrid", "hybrid + prf", "dense", "dense + prf"]
     assert [row["ranker"] for row in fields["rows"]] == names
-    assert fields["baseline"] == "none"
+    assert fields["baseline"] == "dense"
+    unnamed = object_of(run("evaluate", index, beir, "--rerank", "none", "--depth", 20, "--json"))
+    assert unnamed["rows"][0]["ranker"] == unnamed["baseline"] == "none"
+    assert unnamed["rows"][0]["measures"] == fields["rows"][4]["measures"]
+    asked = ["--gather", "dense+bm25", "--rerank", "prf", "--run-out", beir / "{ranker}.trec"]
+    assert "\ndense+bm25 + prf" in run("evaluate", index, beir, *asked).out
+    tags = {line.split()[-1] for line in (beir / "dense+bm25+prf.trec").read_text().splitlines()}
+    assert tags == {"e2rank-dense+bm25+prf"}
 
 
 def test_search_gathers_and_refines_as_the_engine_does(
@@ -165,7 +175,9 @@ def test_search_gathers_and_refines_as_the_engine_does(
     assert found["refined"] == wanted["refined"]
     assert sum(found["refined"].values()) > found["refined"]["scored"] >= 9
     assert list(found["timings"]) == ["gather", "refine", "rerank", "total"]
-    assert "(bm25+maxsim+prf, " in run("search", refinable, QUERY, *asked, "--rerank", "prf").out
+    assert (
+        "(bm25 + maxsim + prf, " in run("search", refinable, QUERY, *asked, "--rerank", "prf").out
+    )
 
 
 def test_evaluate_compares_ways_to_refine_and_counts_what_was_scored(
@@ -222,7 +234,7 @@ def test_rerank_refines_the_given_lists_as_the_engine_does(
     assert [document for document, _ in refined["q3"]] == [hit.id for hit in wanted]
 
     both = object_of(run(*given, *asked, "--rerank", "prf", "--rerank", "none"))["rows"]
-    assert [row["ranker"] for row in both] == ["prf", "none", "maxsim+prf", "maxsim"]
+    assert [row["ranker"] for row in both] == ["prf", "none", "maxsim + prf", "maxsim"]
 
 
 def test_rerank_reorders_a_run(run: Run, beir: Path) -> None:
@@ -239,12 +251,96 @@ def test_rerank_reorders_a_run(run: Run, beir: Path) -> None:
     assert none == pytest.approx(wanted[ir_measures.nDCG @ 10])
 
 
-def test_a_report_is_shown_as_a_table(run: Run, index: Path, beir: Path) -> None:
-    ran = run("evaluate", index, beir)
-    assert ran.status == 0
+def test_measures_are_those_that_are_named_and_the_first_is_tested(
+    run: Run, index: Path, beir: Path
+) -> None:
+    asked = ("--measure", "AP(rel=2)@100", "--measure", "nDCG@20")
+    for command in (
+        ("evaluate", index, beir),
+        ("rerank", beir, "--run", beir / "run.trec", "--index", index),
+    ):
+        fields = object_of(run(*command, *asked, "--json"))
+        assert fields["tested"] == "AP(rel=2)@100"
+        assert list(fields["rows"][0]["measures"]) == ["AP(rel=2)@100", "nDCG@20"]
+        assert "; p of AP(rel=2)@100 against none" in run(*command, *asked).out
+
+
+def test_values_of_every_query_are_given_where_they_are_asked_for(
+    run: Run, index: Path, beir: Path
+) -> None:
+    asked = ("evaluate", index, beir, "--measure", "RR@10", "--measure", "nDCG@5")
+    for row in object_of(run(*asked, "--per-query"))["rows"]:
+        assert list(row["per_query"]) == ["RR@10", "nDCG@5"]
+        for name, values in row["per_query"].items():
+            assert list(values) == ["q1", "q2", "q3"]
+            assert sum(values.values()) / 3 == row["measures"][name]
+    assert all("per_query" not in row for row in object_of(run(*asked, "--json"))["rows"])
+
+
+def test_judgments_may_be_a_file_of_ones_own(run: Run, index: Path, beir: Path) -> None:
+    own = beir / "mine.txt"
+    own.write_text("q2 0 7 1\n")
+    lists = ("rerank", beir, "--run", beir / "run.trec", "--index", index)
+    for command in (("evaluate", index, beir), lists):
+        fields = object_of(run(*command, "--qrels", own, "--json"))
+        assert (fields["split"], fields["queries"]) == ("mine.txt", 1)
+        ran = run(*command, "--qrels", own, "--split", "dev")
+        assert (ran.status, ran.err.count("\n")) == (1, 1)
+        assert "--split names judgments in qrels/ and --qrels others" in ran.err
+
+
+def test_a_measure_that_is_unknown_is_refused_before_anything_is_read(
+    run: Run, tmp_path: Path
+) -> None:
+    none = tmp_path / "none"
+    for command in (("evaluate", none, none), ("rerank", none, "--run", none)):
+        ran = run(*command, "--measure", "nDCG@10", "--measure", "nDGC@10")
+        assert (ran.status, ran.out, ran.err.count("\n")) == (1, "", 1)
+        assert "unknown measure 'nDGC@10'" in ran.err
+
+
+def test_a_measure_cut_deeper_than_the_lists_is_commented(
+    run: Run, index: Path, beir: Path
+) -> None:
+    ran = run("evaluate", index, beir, "--depth", 20, *TWO)
+    assert "\nR@100, AP@100: no list has more than 20 documents\n" in ran.out
+    asked = ("--measure", "R@60", "--depth", 60, "--gather", "dense", "--gather", "bm25")
+    ran = run("evaluate", index, beir, *asked)
+    assert re.search(r"\nR@60 of bm25: no list has more than \d+ documents\n", ran.out)
+    ran = run("evaluate", index, beir, "--measure", "R@60", "--depth", 60)
+    assert "no list has more" not in ran.out
+
+
+def test_the_lists_given_are_measured_in_their_order_where_scores_are_equal(
+    run: Run, index: Path, beir: Path
+) -> None:
+    given = ["rerank", beir, "--index", index, "--rerank", "none"]
+    ranked = object_of(run(*given, "--run", beir / "run.trec", "--json"))
+    lines = [line.split() for line in (beir / "run.trec").read_text().splitlines()]
+    tied = [" ".join([*line[:4], "0", "x"]) for line in lines]
+    (beir / "tied.trec").write_text("\n".join(tied))
+    zeros = object_of(run(*given, "--run", beir / "tied.trec", "--json"))
+    assert zeros["rows"][0]["measures"] == ranked["rows"][0]["measures"]
+    assert (ranked["tied"], zeros["tied"]) == (0, 3 * 29)
+    assert "87 neighbours in the given lists" in run(*given, "--run", beir / "tied.trec").out
+
+
+def test_a_report_has_a_row_a_ranker_and_whole_numbers_however_narrow(
+    run: Run, index: Path, beir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    gathers = [word for each in ("dense", "bm25", "dense+bm25") for word in ("--gather", each)]
+    reranks = [word for each in ("none", "prf", "listwise") for word in ("--rerank", each)]
+    ran = run("evaluate", index, beir, *gathers, *reranks, "--depth", 30)
+    fields = object_of(run("evaluate", index, beir, *gathers, *reranks, "--depth", 30, "--json"))
     assert "toy test: 3 queries" in ran.out
-    assert "nDCG@10" in ran.out
     assert "…" not in ran.out
+    lines = [re.split("  +", line) for line in ran.out.splitlines()]
+    assert len(fields["rows"]) == 9
+    for row in fields["rows"]:
+        quality, cost = (line for line in lines if line[0] == row["ranker"])
+        assert quality[1:5] == [f"{value:.4f}" for value in row["measures"].values()]
+        assert cost[-3:] == [f"{row[name]:,}" for name in ("model_calls", "tokens", "truncated")]
 
 
 @pytest.mark.parametrize(
@@ -303,6 +399,60 @@ def test_an_index_of_another_collection_is_not_measured(run: Run, index: Path, b
     ran = run("evaluate", index, beir)
     assert (ran.status, ran.err.count("\n")) == (1, 1)
     assert "the index lacks 5 of the 5 judged documents" in ran.err
+
+
+def corpus_of(beir: Path, texts: Callable[[int, str], str]) -> None:
+    """Write the corpus anew: what `texts` makes of the place and text of each document."""
+    lines = (beir / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    changed = [each | {"text": texts(n, each["text"])} for n, each in enumerate(records)]
+    (beir / "corpus.jsonl").write_text("\n".join(map(json.dumps, changed)), encoding="utf-8")
+
+
+def test_ids_of_another_collection_do_not_pass_for_its_documents(
+    run: Run, index: Path, beir: Path, documents: list[Document]
+) -> None:
+    corpus_of(beir, lambda n, _: documents[n - 1].text)
+    lists = ("rerank", beir, "--run", beir / "run.trec", "--index", index)
+    for command in (("evaluate", index, beir), lists):
+        ran = run(*command)
+        assert (ran.status, ran.out, ran.err.count("\n")) == (1, "", 1)
+        assert re.search(r"other texts than toy for \d+ of 10 documents, such as '1': ", ran.err)
+
+
+def test_documents_changed_since_are_measured_all_the_same(
+    run: Run, index: Path, beir: Path
+) -> None:
+    changes: tuple[Callable[[int, str], str], ...] = (
+        lambda n, text: "rewritten altogether" if n % 2 else text,
+        lambda n, text: f"Abstract: {text.upper()[:100]} (in short)",
+    )
+    whole = (beir / "corpus.jsonl").read_text(encoding="utf-8")
+    for change in changes:
+        (beir / "corpus.jsonl").write_text(whole, encoding="utf-8")
+        corpus_of(beir, change)
+        assert run("evaluate", index, beir, "--rerank", "none").status == 0
+    (beir / "corpus.jsonl").unlink()
+    assert run("evaluate", index, beir, "--rerank", "none").status == 0
+
+
+@pytest.mark.parametrize("name", ["a query", "a document"])
+def test_ids_that_cannot_stand_in_a_run_are_named_before_any_query(
+    run: Run, index: Path, beir: Path, name: str
+) -> None:
+    if name == "a query":
+        with (beir / "queries.jsonl").open("a") as file:
+            file.write('\n{"_id": "a query", "text": "wing"}')
+        with (beir / "qrels" / "test.tsv").open("a") as file:
+            file.write("\na query\t1\t1")
+    else:
+        with Engine.open(index) as engine:
+            engine.add([Document(name, "A wing.")])
+    asked = ("evaluate", index, beir, "--rerank", "none")
+    ran = run(*asked, "--run-out", beir / "out.trec")
+    assert (ran.status, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert f"out.trec: {name!r} cannot be a column of a run" in ran.err
+    assert run(*asked).status == 0
 
 
 def test_a_run_of_other_documents_or_queries_is_refused_before_any_work(

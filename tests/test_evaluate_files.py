@@ -39,6 +39,8 @@ def test_a_collection_holds_the_judged_queries_in_file_order(beir: Path) -> None
 def test_splits_are_found_under_every_suffix(beir: Path) -> None:
     assert load_beir(beir, "dev").qrels == {"c": {"d1": 1}}
     assert load_beir(beir, "all.v2").qrels["c"] == {"d1": -1}
+    (beir / "qrels" / "dl19.txt").write_text("a 0 d1 3\n", encoding="utf-8")
+    assert load_beir(beir, "dl19").qrels == {"a": {"d1": 3}}
 
 
 def test_a_missing_split_lists_those_there_are(beir: Path) -> None:
@@ -120,6 +122,7 @@ def test_a_run_out_of_order_is_read_best_first_and_ties_by_rank(tmp_path: Path) 
         ([("a b", 1.0)], "t", "'a b' cannot be a column"),
         ([("", 1.0)], "t", "'' cannot be a column"),
         ([("a", 1.0)], "my tag", "'my tag' cannot be a column"),
+        ([("a", 2.0), ("b", 1.0), ("a", 1.0)], "t", "query 'q' holds document 'a' twice"),
         ([("a", 1.0), ("b", 2.0)], "t", "query 'q' is not best first at rank 2"),
         ([("a", 1.0), ("b", float("nan"))], "t", "query 'q' is not best first at rank 2"),
     ],
@@ -181,3 +184,54 @@ def test_files_without_a_judgment_or_missing_are_errors(tmp_path: Path) -> None:
         read_qrels(file)
     with pytest.raises(CorpusError, match=r"absent\.run does not exist"):
         read_run(tmp_path / "absent.run")
+
+
+@pytest.mark.parametrize("name", ["file", "file.gz"])
+@pytest.mark.parametrize("header", ["", "query-id\tcorpus-id\tscore\n", "\n"])
+def test_a_byte_order_mark_is_no_part_of_the_first_query(
+    tmp_path: Path, name: str, header: str
+) -> None:
+    def write(text: str) -> Path:
+        data = text.encode("utf-8-sig")
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        return tmp_path / name
+
+    assert read_qrels(write(f"{header}q\td\t1\n")) == {"q": {"d": 1}}
+    assert read_run(write("q Q0 d 1 2.0 t\n")) == {"q": [("d", 2.0)]}
+
+
+def test_a_byte_order_mark_before_json_is_named(beir: Path) -> None:
+    file = beir / "queries.jsonl"
+    file.write_bytes(file.read_text(encoding="utf-8").encode("utf-8-sig"))
+    with pytest.raises(CorpusError, match=r"^queries\.jsonl line 1 is not JSON: .*BOM"):
+        load_beir(beir)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "query_id corpus_id score",
+        "qid docid rel",
+        "query-id\tcorpus-id\tscore",
+        "Query ID\tDocument ID\tRelevance",
+        "topic iteration docno judgment",
+        "qid 0 docid Label",
+    ],
+)
+def test_the_usual_headers_of_judgments_are_no_judgment(tmp_path: Path, header: str) -> None:
+    file = tmp_path / "test.tsv"
+    file.write_text(f"\n{header}\nq\td\t1\nq 0 e 2\n", encoding="utf-8")
+    assert read_qrels(file) == {"q": {"d": 1, "e": 2}}
+    file.write_text(f"q\td\t1\n{header.replace('query-id', 'query')}\n", encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"line 2 has .* where a number belongs"):
+        read_qrels(file)
+
+
+def test_a_header_that_is_not_known_is_refused_as_one(tmp_path: Path) -> None:
+    file = tmp_path / "test.tsv"
+    file.write_text("question\tpassage\tgold\nq\td\t1\n", encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"line 1 has 'gold' .* header is one of score, rel, rel"):
+        read_qrels(file)
+    file.write_text("q1\td1\tgood\n", encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"line 1 has 'good' where a number belongs$"):
+        read_qrels(file)

@@ -4,11 +4,13 @@ import math
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from e2rank.errors import MissingExtra
 from e2rank.evaluate import Answer, Collection, evaluate, load_beir, mean, per_query, read_run
+from e2rank.hits import Hit, Hits
 
 DL19 = Path(__file__).resolve().parents[2] / "shared" / "data" / "trec-dl19-pool"
 
@@ -124,6 +126,41 @@ def test_two_names_of_one_measure_have_the_same_values() -> None:
     assert values == {"RR@10": {"q": 0.5}, "MRR@10": {"q": 0.5}}
 
 
+def test_a_run_may_be_as_other_tools_have_it() -> None:
+    qrels, run = invented(5)
+    pairs = per_query(qrels, run)
+    assert per_query(qrels, {query: dict(reversed(run[query])) for query in run}) == pairs
+    found = {
+        query: Hits(
+            query,
+            tuple(
+                Hit(name, rank, score, "", "", {}, score, rank)
+                for rank, (name, score) in enumerate(ranking, start=1)
+            ),
+        )
+        for query, ranking in run.items()
+    }
+    assert per_query(qrels, found) == pairs
+    assert per_query(qrels, run, "RR@10") == {"RR@10": pairs["RR@10"]}
+
+
+@pytest.mark.parametrize(
+    "ranking",
+    ["abc", 5, ["abc"], [("a", None)], [(1, 2.0)], {"a": "high"}, {1: 2.0}],
+    ids=repr,
+)
+def test_what_is_no_ranking_is_refused_in_one_line(ranking: Any) -> None:
+    with pytest.raises(ValueError, match="ranking of query 'q' cannot be read") as caught:
+        per_query({"q": {"a": 1}}, {"q": ranking})
+    assert "expected (id, score) pairs, a mapping of id to score, or Hits" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="the run is a list; expected query id to ranking"):
+        per_query({"q": {"a": 1}}, [("a", 1.0)])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["bogus", "", "nDCG@", "nDCG@0", "P(x=1)@5", "P@1.5", "RBP@10"])
 def test_a_measure_that_cannot_be_computed_is_refused_with_examples(name: str) -> None:
     with pytest.raises(ValueError, match="unknown measure") as caught:
@@ -131,6 +168,30 @@ def test_a_measure_that_cannot_be_computed_is_refused_with_examples(name: str) -
     assert repr(name) in str(caught.value)
     assert "nDCG@10" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("ERR@20", "Perl script"),
+        ("nDCG(dcg='exp-log2')@10", "Perl script"),
+        ("NumRet", "a count"),
+        ("NumRel", "a count"),
+        ("NumQ", "a count"),
+        ("Accuracy", "undefined for queries"),
+        ("Accuracy@10", "undefined for queries"),
+        ("nDCG(gains={1:'a'})@10", r"cannot be computed here \(TypeError"),
+        ("P@99999999999999999999999", r"cannot be computed here \(KeyError"),
+    ],
+)
+def test_a_measure_without_a_true_mean_here_is_refused(
+    name: str, says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        per_query({"q": {"a": 1}}, {"q": [("a", 1.0)]}, ["nDCG@10", name])
+    assert str(caught.value).startswith(repr(name))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_rankings_that_cannot_be_measured_are_refused() -> None:

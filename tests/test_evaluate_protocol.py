@@ -8,6 +8,7 @@ import pytest
 
 from e2rank.evaluate import Answer, Collection, Ranker, evaluate, evaluate_lists
 from e2rank.evaluate.trec import Run
+from e2rank.hits import Hit, Hits
 
 QUERIES = [f"q{n}" for n in range(8)]
 ORDER = [("right", 2.0), ("wrong", 1.0)]
@@ -63,7 +64,9 @@ def test_the_report_has_quality_cost_and_the_comparison(collection: Collection) 
         "queries": 8,
         "depth": 50,
         "baseline": "none",
+        "tested": "nDCG@10",
         "missing": [],
+        "tied": 0,
     }
     assert rows["none"]["measures"] == {"nDCG@10": 1, "RR@10": 1, "R@100": 1, "AP@100": 1}
     assert rows["none"]["latency_ms"] == pytest.approx({"p50": 4.5, "p95": 7.65})
@@ -109,6 +112,80 @@ def test_fewer_queries_are_judged_and_reported_as_fewer(collection: Collection) 
     assert report.queries == 3
     assert report.rows[0].measures["RR@10"] == 1.0
     assert list(runs["none"]) == QUERIES[:3]
+
+
+def test_one_string_is_one_measure(collection: Collection) -> None:
+    report, _ = evaluate(collection, {"none": always(ORDER)}, measures="RR@10")
+    assert (report.tested, report.rows[0].measures) == ("RR@10", {"RR@10": 1.0})
+
+
+def test_measures_cut_deeper_than_any_list_are_named(collection: Collection) -> None:
+    long = [(f"d{n}", -float(n)) for n in range(20)]
+    rankers = {"two": always(ORDER), "twenty": always(long), "none": always([])}
+    measures = ["AP", "RR@2", "nDCG@20", "R@21"]
+    rows = evaluate(collection, rankers, measures=measures)[0].to_dict()["rows"]
+    assert [row["longest"] for row in rows] == [2, 20, 0]
+    assert [row["deeper"] for row in rows] == [
+        ["nDCG@20", "R@21"],
+        ["R@21"],
+        ["RR@2", "nDCG@20", "R@21"],
+    ]
+
+
+def hits(ranking: Sequence[tuple[str, float]]) -> Hits:
+    """What a search returns."""
+    found = [
+        Hit(name, rank, score, "", "", {}, score, rank)
+        for rank, (name, score) in enumerate(ranking, start=1)
+    ]
+    return Hits("q", tuple(found), {"total": 7.0}, 2, 30, 1, "no model", {"scored": 2})
+
+
+def test_a_ranker_may_return_a_ranking_in_any_usual_shape(collection: Collection) -> None:
+    rankers: dict[str, Ranker] = {
+        "none": lambda query, text: ORDER,
+        "mapping": lambda query, text: dict(reversed(ORDER)),
+        "hits": lambda query, text: hits(ORDER),
+        "answer": lambda query, text: Answer(ranking=hits(ORDER).to_beir(), ms=7.0),
+    }
+    report, runs = evaluate(collection, rankers)
+    assert list(runs.values()) == [dict.fromkeys(QUERIES, ORDER)] * 4
+    rows = {row.ranker: row for row in report.rows}
+    assert [row.measures["RR@10"] for row in report.rows] == [1.0] * 4
+    assert (rows["hits"].model_calls, rows["hits"].tokens) == (16, 240)
+    assert (rows["hits"].truncated, rows["hits"].failed, rows["hits"].refined) == (
+        8,
+        8,
+        {"scored": 16},
+    )
+    assert [rows[name].latency_ms["p50"] for name in ("hits", "answer")] == [7.0, 7.0]
+    assert 0 < rows["mapping"].latency_ms["p50"] < 7.0
+
+
+def test_a_ranker_that_returns_no_ranking_is_refused(collection: Collection) -> None:
+    with pytest.raises(ValueError, match="the ranking of query 'q0' cannot be read"):
+        evaluate(collection, {"odd": lambda query, text: text})  # type: ignore[dict-item, return-value]
+
+
+def test_given_lists_may_be_mappings_or_hits(collection: Collection) -> None:
+    rankers = {"none": lambda text, candidates: candidates}
+    wanted = evaluate_lists(collection, dict.fromkeys(QUERIES, ORDER), rankers, depth=1)[1]
+    assert wanted["none"]["q0"] == ORDER[:1]
+    for given in (dict(reversed(ORDER)), hits(ORDER)):
+        run = dict.fromkeys(QUERIES, given)
+        assert evaluate_lists(collection, run, rankers, depth=1)[1] == wanted
+
+
+def test_a_list_given_back_is_measured_in_its_own_order(collection: Collection) -> None:
+    tied: Run = {query: [("right", 0.0), ("wrong", 0.0), ("last", -1.0)] for query in QUERIES}
+    rankers = {
+        "none": lambda text, candidates: candidates,
+        "constant": lambda text, candidates: [(name, 5.0) for name, _ in candidates],
+    }
+    report, runs = evaluate_lists(collection, tied, rankers, measures="RR@10")
+    assert [row.measures["RR@10"] for row in report.rows] == [1.0, 1 / 3]
+    assert report.tied == report.to_dict()["tied"] == len(QUERIES)
+    assert runs["none"] == tied
 
 
 def test_an_unknown_measure_is_refused_before_any_query(collection: Collection) -> None:

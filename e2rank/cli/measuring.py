@@ -1,7 +1,7 @@
 """The commands that measure: search end to end, and the reranking of given lists."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,15 +9,13 @@ import typer
 from rich.console import Console
 
 from e2rank.cli import options
+from e2rank.cli.checked import check_ids, check_indexed, check_listed, check_pattern
 from e2rank.cli.commands import Folder, Moved, app
 from e2rank.cli.options import Ranker
 from e2rank.cli.output import print_json, print_report, progress
 from e2rank.cli.rankers import (
     befores,
     by_stages,
-    check_indexed,
-    check_listed,
-    check_pattern,
     own_ranker,
     reordering,
     searching,
@@ -26,8 +24,10 @@ from e2rank.cli.rankers import (
 from e2rank.documents import Document
 from e2rank.engine import Engine
 from e2rank.evaluate.collection import Collection, load_beir
+from e2rank.evaluate.measures import MEASURES, parse_measures
 from e2rank.evaluate.protocol import Ranker as Ask
 from e2rank.evaluate.protocol import evaluate as run_evaluation
+from e2rank.evaluate.report import Report
 from e2rank.evaluate.trec import Run, read_run
 
 Beir = Annotated[Path, typer.Argument(help="A BEIR folder: corpus, queries, qrels.")]
@@ -38,6 +38,7 @@ def evaluate(
     folder: Folder,
     beir: Beir,
     split: options.Split = "test",
+    qrels: options.Qrels = None,
     gather: options.Gathers = None,
     refine: options.Refines = None,
     alpha: options.Alpha = None,
@@ -48,10 +49,12 @@ def evaluate(
     shown: options.Shown = 20,
     prompt: options.Prompt = None,
     fuse: options.Fuse = None,
+    measure: options.Measures = None,
     limit: options.Limit = None,
     encoder: Moved = None,
     cross_encoder: options.CrossEncoder = None,
     run_out: options.RunOut = None,
+    per_query: options.PerQuery = False,
     json: options.Json = False,
 ) -> None:
     """Measure search end to end on a judged collection.
@@ -59,22 +62,25 @@ def evaluate(
     Every --gather is measured with every --refine and every --rerank; without --rerank, those that
     are given alone.
     """
+    measures = tuple(parse_measures(measure or MEASURES))
     stages = befores(gather, refine, alpha, beta, k)
     # Whoever compares first stages asks for no rerank, unless it is named.
     alone = [Ranker.NONE] if gather or refine else None
     rows = len(set(stages)) * len(set(rerank or alone or (1, 2)))
     check_pattern(run_out, rows)
-    collection = load_beir(beir, split).first(limit)
+    collection = _judged(beir, split, qrels).first(limit)
     with Engine.open(folder, encoder) as engine:
         names = rerank or alone or [Ranker.NONE, own_ranker(engine, prompt)]
         check_indexed(engine, collection)
+        check_ids(run_out, collection.queries, engine.store)
         rankers = by_stages(
             stages,
             names,
             cross_encoder,
             lambda each, before: searching(engine, each, depth, shown, fuse, prompt, before),
         )
-        _evaluate(collection, rankers, depth, None, run_out, as_json=json)
+        report, runs = _evaluated(collection, rankers, measures, depth, None)
+        _put_out(report, runs, run_out, as_json=json or per_query, per_query=per_query)
 
 
 @app.command()
@@ -89,6 +95,7 @@ def rerank(
         str | None, typer.Option(help="As for `index`; minilm, or the one that made --index.")
     ] = None,
     split: options.Split = "test",
+    qrels: options.Qrels = None,
     refine: options.Refines = None,
     alpha: options.Alpha = None,
     beta: options.Beta = None,
@@ -98,9 +105,11 @@ def rerank(
     shown: options.Shown = 20,
     prompt: options.Prompt = None,
     fuse: options.Fuse = None,
+    measure: options.Measures = None,
     limit: options.Limit = None,
     cross_encoder: options.CrossEncoder = None,
     run_out: options.RunOut = None,
+    per_query: options.PerQuery = False,
     json: options.Json = False,
 ) -> None:
     """Measure reranking of given candidate lists.
@@ -109,14 +118,15 @@ def rerank(
     """
     if depth < 1:
         raise ValueError(f"depth is {depth}; it must be at least 1")
+    measures = tuple(parse_measures(measure or MEASURES))
     stages = befores(None, refine, alpha, beta, k)
     alone = [Ranker.NONE] if refine else None
     check_pattern(run_out, len(set(stages)) * len(set(rerank or alone or (1, 2, 3))))
-    collection = load_beir(beir, split).first(limit)
+    collection = _judged(beir, split, qrels).first(limit)
     lists = {query: ranking[:depth] for query, ranking in read_run(run).items()}
     lists = {query: lists[query] for query in collection.queries if lists.get(query)}
     if not lists:
-        raise ValueError(f"{run} has no list for any query that {split} judges")
+        raise ValueError(f"{run} has no list for any query that {collection.split} judges")
     with tempfile.TemporaryDirectory() as scratch:
         engine = (
             Engine.open(folder, encoder)
@@ -124,7 +134,7 @@ def rerank(
             else _index_listed(collection, lists, Path(scratch) / "index", encoder or "minilm")
         )
         with engine:
-            check_listed(engine, lists)
+            check_listed(engine, collection, lists)
             own = [Ranker.NONE, Ranker.COSINE, own_ranker(engine, prompt)]
             rankers = by_stages(
                 stages,
@@ -132,22 +142,43 @@ def rerank(
                 cross_encoder,
                 lambda each, before: reordering(engine, lists, each, shown, fuse, prompt, before),
             )
-            _evaluate(collection, rankers, depth, lists, run_out, as_json=json)
+            report, runs = _evaluated(collection, rankers, measures, depth, lists)
+            _put_out(report, runs, run_out, as_json=json or per_query, per_query=per_query)
 
 
-def _evaluate(
+def _judged(beir: Path, split: str, qrels: Path | None) -> Collection:
+    if qrels is None:
+        return load_beir(beir, split)
+    if split != "test":
+        raise ValueError("--split names judgments in qrels/ and --qrels others: give one of them")
+    return load_beir(beir, qrels.name, qrels)
+
+
+def _evaluated(
     collection: Collection,
     rankers: dict[str, Ask],
+    measures: Sequence[str],
     depth: int,
     lists: Run | None,
-    run_out: str | None,
-    *,
-    as_json: bool,
-) -> None:
+) -> tuple[Report, dict[str, Run]]:
     with progress("queries", len(collection.queries)) as done:
-        report, runs = run_evaluation(collection, rankers, depth=depth, lists=lists, progress=done)
+        return run_evaluation(
+            collection,
+            rankers,
+            depth=depth,
+            lists=lists,
+            # Where first stages are named; else "none", which is the same search.
+            baseline="dense" if "dense" in rankers else None,
+            measures=measures,
+            progress=done,
+        )
+
+
+def _put_out(
+    report: Report, runs: dict[str, Run], run_out: str | None, *, as_json: bool, per_query: bool
+) -> None:
     if as_json:
-        print_json(report.to_dict())
+        print_json(report.to_dict(per_query=per_query))
     else:
         print_report(report, Console())
     write_runs(run_out, runs)

@@ -1,9 +1,12 @@
 """What several commands take: the same option, the same words, everywhere."""
 
 import enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from e2rank.evaluate.measures import MEASURES
 
 
 class Ranker(enum.StrEnum):
@@ -37,7 +40,9 @@ Rerank = Annotated[
 ]
 Gather = Annotated[
     str,
-    typer.Option(help="The first stage: dense, sparse, multivector, bm25, hybrid, or dense+bm25."),
+    typer.Option(
+        help="The first stage: dense, sparse, multivector, bm25, hybrid, or 2*dense+bm25."
+    ),
 ]
 Gathers = Annotated[
     list[str] | None,
@@ -67,7 +72,21 @@ Prompt = Annotated[
 Fuse = Annotated[
     float | None, typer.Option(help="Weight of the rerank, 0 to 1; the model's own if not given.")
 ]
+Measures = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--measure",
+        help="A measure by its name in ir_measures, such as nDCG@20 or 'AP(rel=2)@100'; several "
+        "times for several, and the first is tested. If not given: " + ", ".join(MEASURES) + ".",
+    ),
+]
 Split = Annotated[str, typer.Option(help="Whose judgments to use: the qrels file's name.")]
+Qrels = Annotated[
+    Path | None, typer.Option(help="A file of judgments to use instead, TREC's or BEIR's.")
+]
+PerQuery = Annotated[
+    bool, typer.Option("--per-query", help="As --json, with the values of every query.")
+]
 Limit = Annotated[int | None, typer.Option(help="Only the first so many queries.")]
 CrossEncoder = Annotated[
     str | None,
@@ -76,7 +95,8 @@ CrossEncoder = Annotated[
 RunOut = Annotated[
     str | None,
     typer.Option(
-        help="Write each ranker's TREC run here; {ranker} stands for its name. Figures count "
-        "documents of equal score in their worst order, other tools in one of their own."
+        help="Write each ranker's TREC run here; {ranker} stands for its name, without blanks. "
+        "Figures count documents of equal score in their worst order, other tools in one of "
+        "their own."
     ),
 ]

@@ -1,8 +1,9 @@
 """What the command line shows: tables for people, one JSON object for programs."""
 
 import contextlib
+import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -59,33 +60,26 @@ def compared_table(plain: Hits, reranked: Hits) -> Table:
     return table
 
 
-def report_table(report: Report) -> Table:
-    """A column a ranker: quality, p value, latency and what it cost; five fit a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("")
-    for row in report.rows:
-        table.add_column(row.ranker, justify="right")
-    columns = [_cells(row) for row in report.rows]
-    for name in columns[0]:
-        table.add_row(name, *(column[name] for column in columns))
-    return table
-
-
 def print_report(report: Report, console: Console) -> None:
-    """The table under its heading, then what it cannot hold: the worst queries, missing lists."""
-    console.print(
+    """A row a ranker, quality and then cost, and what the rows cannot hold: worst queries, doubts.
+
+    Nothing is cut or wrapped, whatever the width of the console: it may be a file.
+    """
+    show = functools.partial(console.print, soft_wrap=True, markup=False, highlight=False)
+    show(
         f"{report.dataset} {report.split}: {report.queries} queries, depth {report.depth}; "
-        f"p against {report.baseline}"
+        f"p of {report.tested} against {report.baseline}"
     )
-    console.print(report_table(report))
+    for cells in (_quality, _cost):
+        head, *lines = _aligned([cells(row) for row in report.rows])
+        show(f"\n{head}", style="bold")
+        show("\n".join(lines))
+    for note in ("", *_notes(report)):
+        show(note)
     for row in report.rows:
         if row.deltas is not None and row.deltas.worst:
             worst = ", ".join(f"{query} ({delta:+.3f})" for query, delta in row.deltas.worst)
-            console.print(f"worst of {row.ranker}: {worst}", style="dim")
-        if row.failed:
-            console.print(f"{row.ranker} failed on {row.failed} queries: first-stage order there")
-    if report.missing:
-        console.print(f"no list for {len(report.missing)} judged queries; each counts 0")
+            show(f"worst of {row.ranker}: {worst}", style="dim")
 
 
 @contextlib.contextmanager
@@ -109,14 +103,55 @@ def _beginning(hit: Hit) -> str:
     return " ".join(f"{hit.title} {hit.text}".split())[:200]
 
 
-def _cells(row: Row) -> dict[str, str]:
-    cells = {name: f"{value:.4f}" for name, value in row.measures.items()}
-    return cells | {
-        "p value": "" if row.p_value is None else f"{row.p_value:.4f}",
-        "better/worse": f"{row.deltas.wins}/{row.deltas.losses}" if row.deltas else "",
+def _quality(row: Row) -> dict[str, str]:
+    return (
+        {"": row.ranker}
+        | {name: f"{value:.4f}" for name, value in row.measures.items()}
+        | {
+            "p value": "" if row.p_value is None else f"{row.p_value:.4f}",
+            "better/worse": f"{row.deltas.wins}/{row.deltas.losses}" if row.deltas else "",
+        }
+    )
+
+
+def _cost(row: Row) -> dict[str, str]:
+    return {
+        "": row.ranker,
         "p50 ms": f"{row.latency_ms['p50']:.1f}",
         "p95 ms": f"{row.latency_ms['p95']:.1f}",
         "model calls": f"{row.model_calls:,}",
         "tokens": f"{row.tokens:,}",
         "truncated": f"{row.truncated:,}",
     }
+
+
+def _aligned(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """A head and a line a row; the first column to the left, the others to the right."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _notes(report: Report) -> Iterator[str]:
+    shallow: dict[tuple[int, tuple[str, ...]], list[str]] = {}
+    for row in report.rows:
+        if row.deeper:
+            shallow.setdefault((row.longest, row.deeper), []).append(row.ranker)
+        if row.failed:
+            yield f"{row.ranker} failed on {row.failed} queries: first-stage order there"
+    for (longest, measures), names in shallow.items():
+        of = "" if len(names) == len(report.rows) else f" of {', '.join(names)}"
+        yield f"{', '.join(measures)}{of}: no list has more than {longest} documents"
+    if report.missing:
+        yield f"no list for {len(report.missing)} judged queries; each counts 0"
+    if report.tied:
+        yield (
+            f"{report.tied} neighbours in the given lists have equal scores: a list that no rerank "
+            "changed is measured in its own order"
+        )

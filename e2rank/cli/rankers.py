@@ -4,18 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
+from e2rank.cli.checked import check_pattern
 from e2rank.cli.options import Kind, Ranker, Refine
 from e2rank.contract import Prompt
 from e2rank.encoders.presets import local_model
 from e2rank.engine import Engine
-from e2rank.evaluate.collection import Collection
-from e2rank.evaluate.protocol import Answer
 from e2rank.evaluate.protocol import Ranker as Ask
 from e2rank.evaluate.trec import Run, write_run
-from e2rank.gather import Hybrid
-from e2rank.gather.choose import Gather
 from e2rank.hits import Hits
 from e2rank.rerank.choose import Rerank
 from e2rank.rerank.cross_encoder import CrossEncoderReranker
@@ -24,31 +21,33 @@ from e2rank.rerank.refine import MaxSim
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What comes before the rerank: the first stage, and how its candidates are refined."""
+    """What comes before the rerank: the first stage, and how its candidates are refined.
 
-    gather: str = "dense"
+    A first stage that nobody named is the dense one, or a given list.
+    """
+
+    gather: str | None = None
     refine: MaxSim | None = None
 
     @property
-    def first(self) -> Gather:
-        """What `Engine.search` takes for the first stage: a name, or a hybrid of several."""
-        parts = self.gather.split("+")
-        return cast(Gather, self.gather if len(parts) == 1 else Hybrid(cast(Any, parts)))
+    def first(self) -> str:
+        """What `Engine.search` takes for the first stage."""
+        return self.gather or "dense"
 
     def named(self, rerank: Ranker) -> str:
-        """A name of the whole search: its stages, without those that are the usual ones.
+        """A name of the whole search: the stages that were named, and what they do not leave out.
 
-        >>> Before().named(Ranker.NONE), Before("sparse").named(Ranker.NONE)
-        ('none', 'sparse')
-        >>> Before("bm25", MaxSim()).named(Ranker.LISTWISE)
-        'bm25+maxsim+listwise'
+        >>> Before().named(Ranker.NONE), Before("dense").named(Ranker.NONE)
+        ('none', 'dense')
+        >>> Before("dense+bm25", MaxSim()).named(Ranker.LISTWISE)
+        'dense+bm25 + maxsim + listwise'
         """
         stages = [
-            self.gather if self.gather != "dense" else "",
+            self.gather or "",
             "maxsim" if self.refine else "",
             rerank.value if rerank is not Ranker.NONE else "",
         ]
-        return "+".join(filter(None, stages)) or "none"
+        return " + ".join(filter(None, stages)) or "none"
 
 
 def befores(
@@ -58,7 +57,7 @@ def befores(
     beta: int | None,
     k: int | None = None,
 ) -> list[Before]:
-    """Every first stage with every way to refine; the usual ones where none is given.
+    """Every first stage with every way to refine; the usual ones, unnamed, where none is given.
 
     Args:
         gathers: first stages; several names joined by "+" are one, a hybrid of them.
@@ -73,7 +72,8 @@ def befores(
     if (alpha is not None or beta is not None) and Refine.MAXSIM not in ways:
         raise ValueError("--alpha and --beta are prunings of --refine maxsim, which is not given")
     made = [MaxSim(alpha, beta, k) if way is Refine.MAXSIM else None for way in ways]
-    return [Before(gather, way) for gather, way in product(gathers or ["dense"], made)]
+    named: Sequence[str | None] = gathers or [None]
+    return [Before(gather, way) for gather, way in product(named, made)]
 
 
 def reranker(name: Ranker, cross_encoder: str | None) -> Rerank:
@@ -100,19 +100,17 @@ def searching(
     """The end-to-end protocol: the engine gathers its own candidates."""
     kind = kind_of(prompt)
 
-    def ask(_: str, query: str) -> Answer:
-        return _answer(
-            engine.search(
-                query,
-                depth,
-                gather=before.first,
-                refine=before.refine,
-                rerank=rerank,
-                depth=depth,
-                prompt=kind,
-                shown=shown,
-                fuse=fuse,
-            )
+    def ask(_: str, query: str) -> Hits:
+        return engine.search(
+            query,
+            depth,
+            gather=before.first,
+            refine=before.refine,
+            rerank=rerank,
+            depth=depth,
+            prompt=kind,
+            shown=shown,
+            fuse=fuse,
         )
 
     return ask
@@ -130,18 +128,16 @@ def reordering(
     """The fixed-list protocol: the engine reorders what another search found."""
     kind = kind_of(prompt)
 
-    def ask(identifier: str, query: str) -> Answer:
+    def ask(identifier: str, query: str) -> Hits:
         weight = fuse if rerank not in ("none", "cosine") else None
-        return _answer(
-            engine.rerank(
-                query,
-                lists[identifier],
-                refine=before.refine,
-                rerank=rerank,
-                prompt=kind,
-                shown=shown,
-                fuse=weight,
-            )
+        return engine.rerank(
+            query,
+            lists[identifier],
+            refine=before.refine,
+            rerank=rerank,
+            prompt=kind,
+            shown=shown,
+            fuse=weight,
         )
 
     return ask
@@ -172,7 +168,7 @@ def by_stages(
 
 
 def write_runs(pattern: str | None, runs: dict[str, Run]) -> None:
-    """Write each run where `pattern` says.
+    """Write each run where `pattern` says, under its name without the blanks.
 
     Raises:
         ValueError: if several runs would go into one file.
@@ -181,59 +177,5 @@ def write_runs(pattern: str | None, runs: dict[str, Run]) -> None:
         return
     check_pattern(pattern, len(runs))
     for name, run in runs.items():
-        write_run(Path(pattern.replace("{ranker}", name)), run, tag=f"e2rank-{name}")
-
-
-def check_pattern(pattern: str | None, runs: int) -> None:
-    """Refuse one file for several runs, or a folder that is not there, before any work is done.
-
-    Raises:
-        ValueError: saying what to write instead.
-    """
-    if pattern is None:
-        return
-    if not Path(pattern).parent.is_dir():
-        raise ValueError(f"--run-out {pattern}: there is no folder {Path(pattern).parent}")
-    if runs > 1 and "{ranker}" not in pattern:
-        raise ValueError(
-            f"--run-out {pattern} is one file for {runs} rankers: put {{ranker}} into its name"
-        )
-
-
-def check_indexed(engine: Engine, collection: Collection) -> None:
-    """Refuse an index that lacks most of what the collection judges.
-
-    Raises:
-        ValueError: saying how much it lacks.
-    """
-    judged = {document for grades in collection.qrels.values() for document in grades}
-    absent = sum(engine.store.row_of(document) is None for document in judged)
-    if 2 * absent > len(judged):
-        raise ValueError(
-            f"the index lacks {absent} of the {len(judged)} judged documents: it is of another "
-            f"collection than {collection.name}"
-        )
-
-
-def check_listed(engine: Engine, lists: Run) -> None:
-    """Refuse lists of documents that the index lacks, before any work is done.
-
-    Raises:
-        ValueError: naming the first.
-    """
-    for query, ranking in lists.items():
-        for document, _ in ranking:
-            if engine.store.row_of(document) is None:
-                raise ValueError(f"the list of query {query!r} has {document!r}, which is nowhere")
-
-
-def _answer(hits: Hits) -> Answer:
-    return Answer(
-        ranking=[(hit.id, hit.score) for hit in hits],
-        ms=hits.timings["total"],
-        model_calls=hits.model_calls,
-        tokens=hits.tokens,
-        truncated=hits.truncated,
-        failed=bool(hits.rerank_error),
-        refined=hits.refined,
-    )
+        tag = name.replace(" ", "")
+        write_run(Path(pattern.replace("{ranker}", tag)), run, tag=f"e2rank-{tag}")

@@ -9,7 +9,8 @@ from e2rank.documents import Document
 from e2rank.errors import CorpusError
 from e2rank.evaluate.trec import Qrels, read_qrels
 
-_SUFFIXES = (".tsv", ".tsv.gz", ".trec", ".trec.gz", ".qrels", ".qrels.gz")
+_KINDS = (".tsv", ".trec", ".qrels", ".txt")
+_SUFFIXES = tuple(kind + packed for kind in _KINDS for packed in ("", ".gz"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +62,7 @@ def load_beir(
 
     Args:
         folder: with corpus, queries and qrels/.
-        split: names the qrels file: qrels/<split>.tsv, .trec or .qrels.
+        split: names the qrels file: qrels/<split>.tsv, .trec, .qrels or .txt.
         qrels: a qrels file to read instead; `split` then only names it in the report.
     Raises:
         CorpusError: if a file is missing or broken, or a judged query has no text.

@@ -1,45 +1,22 @@
 """Running rankers over a collection's queries, end to end or over given candidate lists."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
+from e2rank.evaluate.answers import Answer, Answered, Ranking, run_of, timed
 from e2rank.evaluate.collection import Collection
 from e2rank.evaluate.measures import MEASURES, PerQuery, mean, parse_measures, per_query
 from e2rank.evaluate.report import Report, Row
 from e2rank.evaluate.significance import deltas, permutation_test
 from e2rank.evaluate.trec import Run
 
+Ranker = Callable[[str, str], Answered]
+"""Query id and text to an answer, or to a ranking in any usual shape."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """What one ranker did for one query.
-
-    Args:
-        ranking: (document id, score), best first.
-        ms: how long it took, in milliseconds.
-        model_calls: sequences the models read.
-        tokens: tokens they read.
-        truncated: sequences that lost tokens to a budget.
-        failed: whether refining or the rerank failed and this is the order of before.
-        refined: how many candidates were "scored", "pruned" and "unseen"; empty if not refined.
-    """
-
-    ranking: Sequence[tuple[str, float]]
-    ms: float
-    model_calls: int = 0
-    tokens: int = 0
-    truncated: int = 0
-    failed: bool = False
-    refined: Mapping[str, int] = field(default_factory=dict)
-
-
-Ranker = Callable[[str, str], Answer]
-"""Query id and text to an answer."""
-
-ListRanker = Callable[[str, Sequence[tuple[str, float]]], Answer]
-"""Query text and its candidates, best first with scores, to an answer."""
+ListRanker = Callable[[str, Sequence[tuple[str, float]]], Answered]
+"""Query text and its candidates, best first with scores, to an answer or a ranking."""
 
 
 def evaluate(
@@ -47,9 +24,9 @@ def evaluate(
     rankers: Mapping[str, Ranker],
     *,
     depth: int = 100,
-    lists: Run | None = None,
+    lists: Mapping[str, Ranking] | None = None,
     baseline: str | None = None,
-    measures: Sequence[str] = MEASURES,
+    measures: str | Sequence[str] = MEASURES,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Report, dict[str, Run]]:
     """Run every ranker over every query and compare them.
@@ -59,64 +36,72 @@ def evaluate(
 
     Args:
         collection: queries and judgments; `collection.first(n)` for fewer of them.
-        rankers: name to ranker.
+        rankers: name to ranker; it may return an `Answer`, the `Hits` of a search, a mapping of id
+            to score or (id, score) pairs.
         depth: candidates a query, for the report.
         lists: given candidates, best first; each answer must then be a permutation of its
-            query's first `depth`. A judged query without a list is missing, and counts 0 for
-            all rankers.
+            query's first `depth`. One that is the very list, scores and all, is measured in the
+            list's order, equal scores too. A judged query without a list is missing, and counts 0
+            for all rankers.
         baseline: the ranker compared with; "none" if there is one, else the first.
-        measures: the first is the one tested.
+        measures: names as ir_measures has them; the first is the one tested.
         progress: called with the number of queries done.
     Returns:
         The report, and each ranker's run.
     Raises:
         ValueError: if there is no ranker or no such baseline, a measure is unknown, or an answer
-            is no permutation.
+            is no ranking or no permutation.
         MissingExtra: if ir_measures is not installed.
     """
     # Before any work, which may take hours.
-    parse_measures(measures)
+    parsed = parse_measures(measures)
     base = baseline or ("none" if "none" in rankers else next(iter(rankers), ""))
     if base not in rankers:
         raise ValueError(f"the baseline {base!r} is none of the rankers {list(rankers)}")
-    if lists is not None:
-        lists = _cut(lists, depth)
-    missing = tuple(q for q in collection.queries if lists is not None and not lists.get(q))
-    answers: dict[str, dict[str, Answer]] = {name: {} for name in rankers}
-    asked = [query for query in collection.queries if lists is None or lists.get(query)]
+    given = None if lists is None else _cut(lists, depth)
+    missing = tuple(q for q in collection.queries if given is not None and not given.get(q))
+    answers: dict[str, list[Answer]] = {name: [] for name in rankers}
+    runs: dict[str, Run] = {name: {} for name in rankers}
+    asked = [query for query in collection.queries if given is None or given.get(query)]
     for done, query in enumerate(asked, start=1):
         for name, ranker in rankers.items():
-            answer = ranker(query, collection.queries[query])
-            if lists is not None:
-                _check_permutation(name, query, answer, lists)
-            answers[name][query] = answer
+            answer, runs[name][query] = timed(ranker, query, collection.queries[query])
+            if given is not None:
+                _check_permutation(name, query, runs[name][query], given[query])
+            answers[name].append(answer)
         if progress is not None:
             progress(done)
-    runs: dict[str, Run] = {
-        name: {query: list(answer.ranking) for query, answer in each.items()}
-        for name, each in answers.items()
+    values = {
+        name: per_query(collection.qrels, _in_order(run, given), measures)
+        for name, run in runs.items()
     }
-    values = {name: per_query(collection.qrels, run, measures) for name, run in runs.items()}
+    rows = []
+    for name, run in runs.items():
+        longest = max(map(len, run.values()), default=0)
+        deeper = tuple(each for each, of in parsed.items() if of.params.get("cutoff", 0) > longest)
+        rows.append(_row(name, answers[name], values, base, longest, deeper))
     report = Report(
         dataset=collection.name,
         split=collection.split,
         queries=len(collection.queries),
         depth=depth,
         baseline=base,
+        tested=next(iter(parsed)),
         missing=missing,
-        rows=tuple(_row(name, list(answers[name].values()), values, base) for name in rankers),
+        tied=sum(_ties(given[query]) for query in asked) if given is not None else 0,
+        rows=tuple(rows),
     )
     return report, runs
 
 
 def evaluate_lists(
     collection: Collection,
-    run: Run,
+    run: Mapping[str, Ranking],
     rankers: Mapping[str, ListRanker],
     *,
     depth: int = 100,
     baseline: str | None = None,
-    measures: Sequence[str] = MEASURES,
+    measures: str | Sequence[str] = MEASURES,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Report, dict[str, Run]]:
     """`evaluate` over given lists, with rankers that are handed their candidates.
@@ -150,19 +135,43 @@ def evaluate_lists(
     )
 
 
-def _cut(lists: Run, depth: int) -> Run:
+def _cut(lists: Mapping[str, Ranking], depth: int) -> Run:
     if depth < 1:
         raise ValueError(f"depth is {depth}; it must be at least 1")
-    return {query: ranking[:depth] for query, ranking in lists.items()}
+    return {query: ranking[:depth] for query, ranking in run_of(lists).items()}
 
 
-def _row(name: str, answers: Sequence[Answer], values: Mapping[str, PerQuery], base: str) -> Row:
+def _in_order(run: Run, lists: Run | None) -> Run:
+    """The run, in which a list that came back as it was given has its ranks for scores."""
+    if lists is None:
+        return run
+    return {
+        query: [(document, float(-place)) for place, (document, _) in enumerate(ranking)]
+        if ranking == lists[query]
+        else ranking
+        for query, ranking in run.items()
+    }
+
+
+def _ties(ranking: Sequence[tuple[str, float]]) -> int:
+    return sum(one == other for (_, one), (_, other) in pairwise(ranking))
+
+
+def _row(
+    name: str,
+    answers: Sequence[Answer],
+    values: Mapping[str, PerQuery],
+    base: str,
+    longest: int,
+    deeper: tuple[str, ...],
+) -> Row:
     first = next(iter(values[name]))
     new, old = values[name][first], values[base][first]
     times = np.array([answer.ms for answer in answers] or [0.0])
     return Row(
         ranker=name,
         measures={measure: mean(each) for measure, each in values[name].items()},
+        per_query=values[name],
         latency_ms={
             "p50": float(np.percentile(times, 50)),
             "p95": float(np.percentile(times, 95)),
@@ -172,6 +181,8 @@ def _row(name: str, answers: Sequence[Answer], values: Mapping[str, PerQuery], b
         truncated=sum(answer.truncated for answer in answers),
         failed=sum(answer.failed for answer in answers),
         refined=_totals([answer.refined for answer in answers]),
+        longest=longest,
+        deeper=deeper,
         p_value=None if name == base else permutation_test(new, old),
         deltas=None if name == base else deltas(new, old),
     )
@@ -182,7 +193,12 @@ def _totals(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     return {name: sum(each.get(name, 0) for each in counts) for name in names}
 
 
-def _check_permutation(name: str, query: str, answer: Answer, lists: Run) -> None:
-    given = sorted(document for document, _ in lists[query])
-    if sorted(document for document, _ in answer.ranking) != given:
-        raise ValueError(f"{name} did not return the {len(given)} candidates of query {query!r}")
+def _check_permutation(
+    name: str,
+    query: str,
+    ranking: Sequence[tuple[str, float]],
+    listed: Sequence[tuple[str, float]],
+) -> None:
+    wanted = sorted(document for document, _ in listed)
+    if sorted(document for document, _ in ranking) != wanted:
+        raise ValueError(f"{name} did not return the {len(wanted)} candidates of query {query!r}")

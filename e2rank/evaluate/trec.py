@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,11 +14,14 @@ from e2rank.hits import check_columns
 Qrels = dict[str, dict[str, int]]
 Run = dict[str, list[tuple[str, float]]]
 
+_GRADES = ("score", "rel", "relevance", "grade", "label", "judgment")
+
 
 def read_qrels(path: str | Path) -> Qrels:
     """Judgments: query id to document id to grade.
 
-    Reads TREC's four columns (`query 0 document grade`) and BEIR's three with a header line.
+    Reads TREC's four columns (`query 0 document grade`) and BEIR's three, with or without a header
+    line, whose last name tells it: `score`, `rel`, `relevance`, `grade`, `label` or `judgment`.
 
     Raises:
         CorpusError: naming the line that is neither, has a grade that is no whole number, or
@@ -25,11 +29,16 @@ def read_qrels(path: str | Path) -> Qrels:
     """
     file = Path(path)
     qrels: Qrels = {}
-    for where, fields in _rows(file):
-        if fields[:1] == ["query-id"]:
+    for number, (where, fields) in enumerate(_rows(file)):
+        if fields[0] == "query-id" or (not number and fields[-1].lower() in _GRADES):
             continue
         if len(fields) not in (3, 4):
             raise CorpusError(f"{where} has {len(fields)} columns; qrels have 4, or BEIR's 3")
+        if not number and _header(fields):
+            raise CorpusError(
+                f"{where} has {fields[-1]!r} where a number belongs; the last name of a header is "
+                f"one of {', '.join(_GRADES)}"
+            )
         query, document, grade = fields[0], fields[-2], fields[-1]
         judged = qrels.setdefault(query, {})
         if document in judged:
@@ -76,12 +85,13 @@ def write_run(
         run: query id to (document id, score), best first; equal scores are written as they are.
         tag: names the run, in the last column.
     Raises:
-        ValueError: if a name has white space, which separates the columns, or a score is higher
-            than the one before it, since reading sorts by score.
+        ValueError: if a name has white space, which separates the columns, a query has a document
+            twice, or a score is higher than the one before it, since reading sorts by score.
     """
     # Checked before the file is opened, so that a refusal leaves no half of a run behind.
     for query, ranking in run.items():
         check_columns([query, tag, *(document for document, _ in ranking)])
+        _check_once(query, [document for document, _ in ranking])
         _check_order(query, [float(score) for _, score in ranking])
     file = Path(path)
     with (
@@ -94,6 +104,14 @@ def write_run(
                 out.write(f"{query} Q0 {document} {place} {float(score)!r} {tag}\n")
 
 
+def _check_once(query: str, documents: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for document in documents:
+        if document in seen:
+            raise ValueError(f"the ranking of query {query!r} holds document {document!r} twice")
+        seen.add(document)
+
+
 def _check_order(query: str, scores: Sequence[float]) -> None:
     for place, (before, score) in enumerate(pairwise([math.inf, *scores]), start=1):
         # Not `>`: a NaN must fail too.
@@ -104,10 +122,18 @@ def _check_order(query: str, scores: Sequence[float]) -> None:
 def _rows(file: Path) -> Iterator[tuple[str, list[str]]]:
     if not file.is_file():
         raise CorpusError(f"{file} does not exist; expected a TREC file")
-    for number, line in read_lines(file):
+    for number, text in read_lines(file):
+        # A byte order mark, which editors write, would be part of the first query's id.
+        line = text.removeprefix("\ufeff") if number == 1 else text
         # BEIR's columns are cut at tabs, so that an id may hold a space.
         columns = line.rstrip("\r\n").split("\t")
-        yield f"{file.name} line {number}", columns if len(columns) == 3 else line.split()
+        if line.strip():
+            yield f"{file.name} line {number}", columns if len(columns) == 3 else line.split()
+
+
+def _header(fields: Sequence[str]) -> bool:
+    """Whether they look like names of columns: letters, and no digit anywhere."""
+    return all(re.fullmatch(r"[^\W\d][^\d]*", each) for each in fields)
 
 
 def _number(text: str, where: str) -> float:
