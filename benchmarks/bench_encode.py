@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=ALL)
     given = parser.parse_args()
     if "OMP_NUM_THREADS" in os.environ:
-        raise SystemExit("OMP_NUM_THREADS holds back PyTorch and not onnxruntime; unset it")
+        raise SystemExit("OMP_NUM_THREADS is set: all ways are to have all cores, unset it")
     queries = list(load_beir(collection(COLLECTION)).queries.values())[:ASKED]
     ensure_bundles(PRECISIONS)
     DONE.mkdir(parents=True, exist_ok=True)

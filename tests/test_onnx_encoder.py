@@ -2,9 +2,11 @@
 
 import copy
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import logging
+import re
 import shutil
 import signal
 import subprocess
@@ -45,6 +47,7 @@ from e2rank.encoders.onnx.gate import BOUNDS, ExportRefused
 from e2rank.encoders.onnx.graph import Parts, Whole
 from e2rank.encoders.onnx.overlap import cosines, kept10, table
 from e2rank.encoders.onnx.samples import real_texts
+from e2rank.encoders.onnx.sealed import sealed
 from e2rank.encoders.onnx.sessions import Sessions
 from e2rank.encoders.onnx.sparse import SparseGraph
 from e2rank.encoders.onnx.transformer import Graph
@@ -55,6 +58,7 @@ TERMS = {"query.terms", "query.directions", "query.pull"}
 SHOWN = [tuple(TEXTS[place : place + place % 4]) for place in range(len(TEXTS))]
 
 REPORT = {"texts": 2, "top10": 1.0, "probes": []}
+NEAR = {"cosine": 1.0, "difference": 0.0, "alone": 0.0}
 
 each_encoder = pytest.mark.parametrize("name", list(ENCODERS))
 each_int8 = pytest.mark.parametrize("name", ["adapted", "soft_decoder"])
@@ -430,16 +434,24 @@ def copied(folder: Path, to: Path, change: Callable[[Path], object]) -> Path:
     shutil.copytree(folder, to)
     change(to)
     fields = json.loads((to / "bundle.json").read_text(encoding="utf-8"))
-    kept = {key: value for key, value in fields.items() if key not in ("kind", "format", "files")}
+    kept = {key: fields[key] for key in fields.keys() - {"kind", "format", "checksum", "files"}}
     Bundle(**kept | {"blend": tuple(kept["blend"])}).save(to)
     return to
 
 
 def said(folder: Path, **changes: Any) -> None:
-    """Let bundle.json say something else."""
+    """Let bundle.json say something else, under its old seal."""
     path = folder / "bundle.json"
     fields = json.loads(path.read_text(encoding="utf-8")) | changes
-    path.write_text(json.dumps(fields), encoding="utf-8")
+    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def resealed(folder: Path, **changes: Any) -> None:
+    """Let bundle.json say something else, as another version of e2rank may; None for nothing."""
+    path = folder / "bundle.json"
+    fields = json.loads(path.read_text(encoding="utf-8")) | changes
+    del fields["checksum"]
+    path.write_bytes(sealed({key: each for key, each in fields.items() if each is not None}))
 
 
 def flip(path: Path) -> None:
@@ -447,6 +459,16 @@ def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+SAID_OTHERWISE: dict[str, Any] = {
+    "blend": [2.0, 1.0],
+    "precision": "fp32 ",
+    "fingerprint": "0",
+    "padding": "left",
+    "queries": "model.onnx",
+    "files": {},
+}
 
 
 @pytest.mark.parametrize(
@@ -463,16 +485,21 @@ def flip(path: Path) -> None:
         (lambda folder: (folder / "bundle.json").write_text("[]"), "holds no whole bundle"),
         (
             lambda folder: (folder / "bundle.json").write_text(
-                '{"kind": "e2rank-onnx", "format": 2}'
+                '{"kind": "e2rank-onnx", "format": 3}'
             ),
-            "reads .*format 2.* pip install -U e2rank",
+            "reads .*format 3.* pip install -U e2rank",
         ),
-        (lambda folder: said(folder, files={}), "names no hash of contract.json"),
-        (lambda folder: said(folder, padding="middle"), "padding is 'middle'"),
+        (lambda folder: said(folder, format=1), "format 1, without a seal.* export it again"),
+        (lambda folder: resealed(folder, taste="sour"), "another version.*'taste' is unknown"),
+        (lambda folder: resealed(folder, padding=None), "another version.*'padding' is not there"),
+        *(
+            (functools.partial(said, **{key: value}), "differs from its own checksum")
+            for key, value in SAID_OTHERWISE.items()
+        ),
     ],
     ids=[
         *["flipped", "gone", "table", "contract", "no bundle.json", "not an object", "newer"],
-        *["no hashes", "padding"],
+        *["older", "unknown key", "lost key", *SAID_OTHERWISE],
     ],
 )
 def test_a_damaged_bundle_is_not_opened(
@@ -641,11 +668,62 @@ def test_what_cannot_be_exported_is_refused_in_words(tmp_path: Path) -> None:
     wrong: Any = "int4"
     with pytest.raises(ValueError, match="precision is 'int4'; expected fp32, fp16 or int8"):
         export.export_onnx(encoder("soft"), tmp_path / "a", precision=wrong)
-    with pytest.raises(ValueError, match="expected at least 2, got 1"):
-        export.export_onnx(encoder("soft"), tmp_path / "a", texts=["one"])
+    for few in (["one"], ["", ""], ["one", "one", " ", "\u200b\x00", "\n"]):
+        found = sum(each == "one" for each in few[:1])
+        message = f"differ and have a token; expected at least 2, got {found} among {len(few)}"
+        with pytest.raises(ValueError, match=message):
+            export.export_onnx(encoder("soft"), tmp_path / "a", texts=few)
+    assert not list(tmp_path.iterdir())
     other: Any = OnnxEncoder
     with pytest.raises(ValueError, match="type is no encoder on PyTorch"):
         export.export_onnx(other, tmp_path / "a")
+
+
+def test_blanks_and_repeats_are_no_texts_that_an_export_is_compared_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def noted(model: Any, found: Any, texts: Any, bounds: Any) -> dict[str, Any]:
+        read.append(texts)
+        return dict(REPORT, **dict.fromkeys(("documents", "queries"), NEAR))
+
+    monkeypatch.setattr(export, "graph_of", graph_of)
+    monkeypatch.setattr(gate, "compare", noted)
+    with one_parts("soft"):
+        texts = ["lift", "", "drag", "lift", " "]
+        export.export_onnx(encoder("soft"), tmp_path / "bundle", texts=texts)
+    assert read == [["lift", "drag"]]
+
+
+def test_an_export_does_not_talk_of_its_insides(caplog: pytest.LogCaptureFixture) -> None:
+    class Adds(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + (torch.ones(3) + torch.ones(3)) + torch.ones(3)
+
+    caplog.set_level("INFO")
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [each.level for each in loggers]
+    exporting.exported(Adds(), {"x": torch.ones(2, 3)}, {"x": ("n",)}, ["out"])
+    assert caplog.messages == []
+    assert [each.level for each in loggers] == levels
+
+
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [("fp32", ""), ("int8", r": least cosine to torch 0\.9\d{3}, [01]\.\d{3} ")],
+)
+def test_a_bundle_that_opens_says_how_near_its_model_it_is(
+    precision: Any, said: str, bundles: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = exported("adapted", precision, bundles)
+    caplog.set_level("INFO", logger="e2rank")
+    OnnxEncoder(folder)
+    kept = "of the ten nearest kept" if said else ""
+    assert re.fullmatch(f".*: tiny in {precision}{said}{kept}", caplog.messages[-1])
+    report = json.loads((folder / "parity.json").read_text(encoding="utf-8"))
+    least = min(report[kind]["cosine"] for kind in ("documents", "queries", "prompts"))
+    assert (f"{least:.4f}, {report['top10']:.3f} of" in caplog.messages[-1]) == bool(said)
 
 
 def test_the_folder_says_what_it_is(bundles: Path) -> None:

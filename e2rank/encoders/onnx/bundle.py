@@ -1,18 +1,14 @@
-"""The folder of an exported encoder: what is in it, that it is whole, how it comes into place."""
+"""The folder of an exported encoder: what is in it, and that it is whole."""
 
-import contextlib
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import xxhash
 
 from e2rank.contract import Contract
+from e2rank.encoders.onnx.sealed import is_sealed, sealed
 
 NAME, CONTRACT, TOKENIZER, PARITY = "bundle.json", "contract.json", "tokenizer.json", "parity.json"
 SPARSE_QUERIES = "sparse_queries.npy"
@@ -21,7 +17,8 @@ SPARSE_QUERIES = "sparse_queries.npy"
 DIRECTIONS = "query_directions.npz"
 """What an adapted index's terms add to a query, see `Directions`; absent without an adaptation."""
 
-KIND, FORMAT = "e2rank-onnx", 1
+KIND, FORMAT = "e2rank-onnx", 2
+"""Format 1 had no seal, and no release wrote it."""
 
 
 class BundleError(ValueError):
@@ -70,44 +67,49 @@ class Bundle:
         return {self.documents, self.queries, self.sparse} - {""}
 
     def save(self, folder: Path) -> None:
-        """Write bundle.json, with the hashes of every file that lies beside it now."""
+        """Write bundle.json, sealed, with the hashes of every file that lies beside it now."""
         others = sorted(each for each in folder.iterdir() if each.name != NAME)
         fields = dataclasses.asdict(self) | {"files": {each.name: _entry(each) for each in others}}
-        _write_json(folder / NAME, {"kind": KIND, "format": FORMAT} | fields)
+        (folder / NAME).write_bytes(sealed({"kind": KIND, "format": FORMAT} | fields))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read bundle.json and check every file against it.
 
         Raises:
-            BundleError: if a file is missing or one byte differs, or it needs a newer e2rank.
+            BundleError: if a file is missing or one byte differs, or it needs another e2rank.
         """
-        try:
-            fields = json.loads((folder / NAME).read_text(encoding="utf-8"))
-            kind, version = fields.pop("kind"), fields.pop("format")
-            if kind != KIND or version > FORMAT:
-                raise BundleError(
-                    f"{folder} is no bundle this e2rank reads (kind {kind!r}, format {version}, "
-                    f"expected up to {FORMAT}); run: pip install -U e2rank"
-                )
-            bundle = cls(**fields | {"blend": tuple(fields["blend"])})
-            if missing := {*bundle.graphs, CONTRACT, TOKENIZER} - bundle.files.keys():
-                raise BundleError(
-                    f"{folder / NAME} is damaged: it names no hash of {min(missing)}; copy or "
-                    "export the bundle again"
-                )
-            if bundle.padding not in ("left", "right"):
-                raise BundleError(
-                    f"{folder / NAME} is damaged: padding is {bundle.padding!r}; copy or export "
-                    "the bundle again"
-                )
-            for name, entry in bundle.files.items():
-                _check(folder / name, entry)
-        except BundleError:
-            raise
-        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"{folder} holds no whole bundle: {error}") from error
+        fields = _read(folder)
+        known = {each.name for each in dataclasses.fields(cls)}
+        if strange := sorted(fields.keys() ^ known):
+            raise BundleError(
+                f"{folder / NAME} was written by another version of e2rank: {strange[0]!r} is "
+                f"{'not there' if strange[0] in known else 'unknown here'}; run: pip install -U "
+                "e2rank, or export the bundle again"
+            )
+        bundle = cls(**fields | {"blend": tuple(fields["blend"])})
+        for name, entry in bundle.files.items():
+            _check(folder / name, entry)
         return bundle
+
+    def check_unchanged(self, folder: Path, graph: str) -> None:
+        """Compare a graph, and weights beside it, with what they were when this was read.
+
+        Raises:
+            BundleError: if one is gone or one byte differs.
+        """
+        for name in {graph, f"{graph}.data"} & self.files.keys():
+            try:
+                same = _entry(folder / name) == self.files[name]
+            except (FileNotFoundError, NotADirectoryError):
+                raise BundleError(
+                    f"{folder / name} was removed since the bundle was opened, and is first needed "
+                    "now: put it back, or open a bundle that is there"
+                ) from None
+            if not same:
+                raise BundleError(
+                    f"{folder / name} was changed since the bundle was opened: open it anew"
+                )
 
 
 def is_bundle(folder: Path) -> bool:
@@ -126,31 +128,43 @@ def load_report(folder: Path) -> dict[str, Any]:
     return report
 
 
+def kept_in_words(report: dict[str, Any]) -> str:
+    """How near an export is to its model, by its parity report."""
+    kinds = ("documents", "queries", "prompts", "vector_prompts")
+    least = min(report[kind]["cosine"] for kind in kinds if kind in report)
+    return f"least cosine to torch {least:.4f}, {report['top10']:.3f} of the ten nearest kept"
+
+
 def save_json(folder: Path, name: str, fields: dict[str, Any]) -> None:
     """Write one of a bundle's JSON files."""
     _write_json(folder / name, fields)
 
 
-@contextlib.contextmanager
-def in_place_when_whole(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, renamed to it at the end; an error leaves nothing behind.
-
-    Raises:
-        FileExistsError: if `folder` is there and not empty.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is not empty; export into a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    side = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+def _read(folder: Path) -> dict[str, Any]:
+    """What bundle.json says beside its kind, format and seal, which are right."""
+    path = folder / NAME
     try:
-        yield side
-        for each in side.iterdir():
-            _sync(each)
-        side.chmod(0o755)
-        side.rename(folder)
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(side, ignore_errors=True)
+        raw = path.read_bytes()
+        fields = json.loads(raw)
+        kind, version = fields.pop("kind"), fields.pop("format")
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise BundleError(f"{folder} holds no whole bundle: {error}") from error
+    if kind != KIND or not isinstance(version, int) or version > FORMAT:
+        raise BundleError(
+            f"{folder} is no bundle this e2rank reads (kind {kind!r}, format {version!r}, "
+            f"expected {FORMAT}); run: pip install -U e2rank"
+        )
+    if version < FORMAT:
+        raise BundleError(
+            f"{folder} is a bundle of format {version}, without a seal, that no release wrote: "
+            "export it again"
+        )
+    if not is_sealed(raw):
+        raise BundleError(
+            f"{path} is damaged: it differs from its own checksum; copy or export the bundle again"
+        )
+    del fields["checksum"]
+    return cast(dict[str, Any], fields)
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -174,11 +188,3 @@ def _check(path: Path, entry: dict[str, Any]) -> None:
 def _write_json(path: Path, fields: dict[str, Any]) -> None:
     text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
     path.write_text(text, encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -19,7 +19,6 @@ from e2rank.encoders.onnx.bundle import (
     SPARSE_QUERIES,
     TOKENIZER,
     Bundle,
-    in_place_when_whole,
     save_json,
 )
 from e2rank.encoders.onnx.exporting import OPSET
@@ -27,6 +26,7 @@ from e2rank.encoders.onnx.float16 import MOST, largest, to_float16
 from e2rank.encoders.onnx.graph import Parts, graph_of
 from e2rank.encoders.onnx.layers import layer_inputs
 from e2rank.encoders.onnx.observed import observed
+from e2rank.encoders.onnx.placing import in_place_when_whole
 from e2rank.encoders.onnx.quantise import to_int8
 from e2rank.encoders.onnx.reshaping import without_double_reshapes
 from e2rank.encoders.onnx.runtime import OnnxEncoder
@@ -68,8 +68,9 @@ def export_onnx(
         encoder: on the CPU.
         folder: new or empty.
         precision: "fp32"; "int8" for CPUs; "fp16" for GPUs.
-        texts: to compare on; paragraphs of Wikipedia, questions on them and made-up texts of all
-            lengths unless given. int8 is set by the former, and by some of the others.
+        texts: to compare on, at least two that differ and have a token, blanks and repeats left
+            out; paragraphs of Wikipedia, questions on them and made-up texts of all lengths unless
+            given. int8 is set by the former, and by some of the others.
         judge: measures what the export does to the rankings of a judged collection:
             `judging(load_beir("scifact"))`, of `e2rank.evaluate`.
     Returns:
@@ -78,7 +79,8 @@ def export_onnx(
         ExportRefused: if the export gives other vectors than the encoder, or worse rankings, or
             float16 cannot hold what the model makes of texts and of prompts of them.
         FileExistsError: if the folder is not empty.
-        ValueError: for an unknown precision, or an encoder that cannot be exported.
+        ValueError: for an unknown precision, texts that tell nothing, an encoder that cannot be
+            exported, or a folder that cannot be replaced.
     """
     if precision not in get_args(Precision):
         raise ValueError(f"precision is {precision!r}; expected fp32, fp16 or int8")
@@ -92,11 +94,9 @@ def export_onnx(
         raise ValueError("texts is one string; expected several")
     if texts is None:
         ours = [*sample_texts(), *chain(*real_texts())]
-        texts = [each for each in ours if _has_tokens(encoder.words, each)]
-    given = list(texts)
-    encoder.words.documents(given)  # refuses, by its place, what is none
-    if len(given) < 2:
-        raise ValueError(f"an export is compared on texts; expected at least 2, got {len(given)}")
+        given = [each for each in ours if _has_tokens(encoder.words, each)]
+    else:
+        given = _telling(encoder.words, list(texts))
     with in_place_when_whole(Path(folder)) as side:
         bundle = _write(encoder, side, precision, given)
         bundle.save(side)
@@ -177,6 +177,23 @@ def _calibration(words: Wording, texts: Sequence[str]) -> list[Tokens]:
         *words.documents([*paragraphs, *some]),
         *words.queries([*questions, *(text[:60] for text in some)]),
     ]
+
+
+def _telling(words: Wording, texts: Sequence[str]) -> list[str]:
+    """The texts that tell one encoder from another: no repeat, none without a token of its own.
+
+    Raises:
+        ValueError: if one is no text, or fewer than two are left.
+    """
+    words.documents(texts)  # refuses, by its place, what is none
+    told = dict(zip(texts, words.terms(texts), strict=True))
+    left = [text for text, terms in told.items() if terms and text.strip()]
+    if len(left) < 2:
+        raise ValueError(
+            "an export is compared on texts that differ and have a token; expected at least 2, "
+            f"got {len(left)} among {len(texts)}"
+        )
+    return left
 
 
 def _has_tokens(words: Wording, text: str) -> bool:

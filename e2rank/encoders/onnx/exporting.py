@@ -10,6 +10,8 @@ import torch
 
 OPSET = 20
 
+_TALKING = ("torch.onnx", "onnxscript", "onnx_ir")
+
 
 def exported(
     module: torch.nn.Module,
@@ -60,12 +62,14 @@ def exported(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's talk of its own insides; what it gives is compared with the model."""
-    log = logging.getLogger("torch.onnx")
-    before = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(name) for name in _TALKING]
+    before = [each.level for each in logs]
+    for each in logs:
+        each.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(before)
+        for each, level in zip(logs, before, strict=True):
+            each.setLevel(level)

@@ -1,12 +1,11 @@
 """An exported encoder on onnxruntime: numpy, tokenizers and no torch."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -24,6 +23,7 @@ from e2rank.encoders.onnx.bundle import (
     TOKENIZER,
     Bundle,
     BundleError,
+    kept_in_words,
     load_contract,
     load_report,
 )
@@ -55,7 +55,8 @@ class OnnxEncoder:
         Args:
             folder: what `export_onnx` wrote; every file is compared with its hash.
             provider: onnxruntime's name of what runs the graphs; never another in its stead.
-            threads: threads of a CPU; None takes one for each core this process may use.
+            threads: threads of a CPU; None takes one for each core this process may use: the
+                least of its affinity, a container's quota and OMP_NUM_THREADS.
         Raises:
             BundleError: if the bundle is damaged or was never compared with its model, or gives
                 other vectors on this machine than those it was exported with.
@@ -64,7 +65,8 @@ class OnnxEncoder:
         """
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise ValueError(f"threads is {threads!r}; it must be a whole number of at least 1")
-        self._folder = Path(folder)
+        # As it is now: a link may lead elsewhere when a graph is first needed, or the process.
+        self._folder = Path(folder).resolve()
         self.bundle = Bundle.load(self._folder)
         if self.compared and PARITY not in self.bundle.files:
             raise BundleError(
@@ -73,7 +75,7 @@ class OnnxEncoder:
             )
         self.contract: Contract = load_contract(self._folder)
         # The whole path, so that an index made here opens elsewhere on this machine.
-        self.name = str(self._folder.resolve())
+        self.name = str(self._folder)
         self.precision = self.bundle.precision
         self.fingerprint = self.bundle.fingerprint
         self.token_fingerprint = self.bundle.token_fingerprint
@@ -83,7 +85,7 @@ class OnnxEncoder:
         padding = self.bundle.padding
         self._start = partial(Sessions, provider=provider, threads=threads)
         graphs = {
-            name: Graph(self._start(self._folder / name), padding)
+            name: Graph(self._started(name), padding)
             for name in {self.bundle.documents, self.bundle.queries}
         }
         self._documents, self._queries = graphs[self.bundle.documents], graphs[self.bundle.queries]
@@ -93,20 +95,20 @@ class OnnxEncoder:
         self._directions: Directions | None = None
         if DIRECTIONS in self.bundle.files:
             self._directions = Directions.load(self._folder / DIRECTIONS)
-        if not self.compared:
-            return
-        report = load_report(self._folder)
-        self._check_probes(report)
-        judged = f"; {Judged.of(report['judged']).in_words()}" if "judged" in report else ""
-        _log.info("%s: %s in %s%s", self.name, self.bundle.name, self.precision, judged)
+        if self.compared:
+            self._check_model()
 
     @cached_property
     def _sparse(self) -> SparseGraph | None:
         """Started when documents are first to have sparse vectors: queries never need it."""
         if not self.bundle.sparse:
             return None
-        sessions = self._start(self._folder / self.bundle.sparse)
+        sessions = self._started(self.bundle.sparse)
         return SparseGraph(sessions, self.bundle.padding, self.words.special())
+
+    def _started(self, graph: str) -> Sessions:
+        check = partial(self.bundle.check_unchanged, self._folder, graph)
+        return self._start(self._folder / graph, check=check)
 
     def blend(self) -> tuple[float, float]:
         """What MaxSim and cosine are multiplied with in a late-interaction score.
@@ -256,12 +258,13 @@ class OnnxEncoder:
             # A copy, so that a batch's padding is not held in memory.
             tokens[place] = row[start : start + pooled].copy()
 
-    def _check_probes(self, report: Mapping[str, Any]) -> None:
-        """Compare a few texts with the vectors they had where the bundle was made.
+    def _check_model(self) -> None:
+        """Compare a few texts with the vectors they had where the bundle was made, and say so.
 
         Raises:
             BundleError: if they differ: some processors multiply int8 with another rounding.
         """
+        report = load_report(self._folder)
         probes = report["probes"]
         found = self.encode_documents([each["text"] for each in probes], want=["dense"]).vectors
         known = np.array([each["vector"] for each in probes], dtype=np.float32)
@@ -271,6 +274,9 @@ class OnnxEncoder:
                 f"{worst:.6f}, expected at least {report['bounds']['cosine']}; export it on this "
                 "machine, or in fp32"
             )
+        kept = f": {kept_in_words(report)}" if self.precision != "fp32" else ""
+        judged = f"; {Judged.of(report['judged']).in_words()}" if "judged" in report else ""
+        _log.info("%s: %s in %s%s%s", self.name, self.bundle.name, self.precision, kept, judged)
 
 
 def _chosen(soft: Soft | None, group: Sequence[int]) -> Soft | None:

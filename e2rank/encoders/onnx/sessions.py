@@ -1,8 +1,7 @@
 """Sessions of onnxruntime: started as asked, or not at all."""
 
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import cache, cached_property
 from io import StringIO
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from e2rank.encoders.onnx.bundle import BundleError
+from e2rank.encoders.onnx.cores import usable_cores
+from e2rank.encoders.onnx.exiting import RUNS
 from e2rank.errors import MissingExtra
 
 _log = logging.getLogger("e2rank")
@@ -40,21 +41,32 @@ _SLOWER_ON_CPU = ["SkipLayerNormFusion"]
 class Sessions:
     """One graph of a bundle on this machine: a session of all threads, and one of one thread."""
 
-    def __init__(self, path: Path, *, provider: str, threads: int | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        provider: str,
+        threads: int | None,
+        check: Callable[[], object] | None = None,
+    ) -> None:
         """Start it.
 
         Args:
-            path: the graph.
+            path: the graph, perhaps with a file of weights beside it.
             provider: onnxruntime's name of what runs it.
-            threads: of a CPU; None takes one for each core this process may use.
+            threads: of a CPU; None takes what `usable_cores` counts.
+            check: raises unless the files are what they should be; called with every start, as
+                the second is perhaps hours after the first.
         Raises:
             ValueError: if onnxruntime here does not have the provider.
             BundleError: if onnxruntime does not read the graph.
             MissingExtra: if onnxruntime is not installed.
         """
-        self._path, self._provider = path, provider
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self._path, self._provider, self._check = path, provider, check
+        self.threads = threads or usable_cores()
         self.on_cpu, self._device = provider == CPU, _DEVICES.get(provider)
+        files = [path, path.with_name(f"{path.name}.data")]
+        self._size = sum(each.stat().st_size for each in files if each.exists())
         self._one = self._session(self.threads)
         self.takes = {each.name: tuple(each.shape) for each in self._one.get_inputs()}
         """Names and shapes of the inputs; an axis of any length has a name."""
@@ -63,9 +75,7 @@ class Sessions:
     @cached_property
     def bulk(self) -> Any:
         """A session of one thread for several callers at once; None where one session will do."""
-        files = [self._path, self._path.with_name(f"{self._path.name}.data")]
-        size = sum(each.stat().st_size for each in files if each.exists())
-        if not self.on_cpu or self.threads == 1 or size > _TWICE:
+        if not self.on_cpu or self.threads == 1 or self._size > _TWICE:
             return None
         return self._session(1)
 
@@ -81,6 +91,12 @@ class Sessions:
             keep: an output that is only fed to another graph: on a GPU it is left there.
         """
         session = (self.bulk if beside else None) or self._one
+        with RUNS.one():
+            return self._run(session, names, feed, keep)
+
+    def _run(
+        self, session: Any, names: Sequence[str], feed: Mapping[str, Any], keep: str
+    ) -> list[Any]:
         if self._device is None:
             return [np.asarray(each) for each in session.run(list(names), feed)]
         binding = session.io_binding()
@@ -96,6 +112,16 @@ class Sessions:
         return [value if name == keep else value.numpy() for name, value in made]
 
     def _session(self, threads: int) -> Any:
+        try:
+            with RUNS.one():
+                return self._started(threads)
+        finally:
+            # Afterwards, so that it was these bytes that were read; of a start that failed, too,
+            # this is the better reason.
+            if self._check is not None:
+                self._check()
+
+    def _started(self, threads: int) -> Any:
         runtime = _onnxruntime(self._provider)
         options = runtime.SessionOptions()
         options.log_severity_level = 3
