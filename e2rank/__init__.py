@@ -9,6 +9,7 @@ from e2rank.errors import (
     CorpusError,
     EncoderMismatch,
     EncodingError,
+    IndexBusy,
     IndexFormatError,
     MissingExtra,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Hit",
     "Hits",
     "Hybrid",
+    "IndexBusy",
     "IndexConfig",
     "IndexFormatError",
     "MaxSim",

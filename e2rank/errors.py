@@ -9,6 +9,10 @@ class IndexFormatError(ValueError):
     """A folder that is not an e2rank index, is damaged, or needs a newer e2rank."""
 
 
+class IndexBusy(IndexFormatError):
+    """An index that another process is writing; the same can be tried again later."""
+
+
 class EncoderMismatch(ValueError):
     """An index was made by another model than the one offered."""
 

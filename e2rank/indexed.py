@@ -11,7 +11,7 @@ import numpy as np
 from e2rank.config import IndexConfig
 from e2rank.documents import Document
 from e2rank.encoders import Encoder
-from e2rank.encoders.presets import load_encoder
+from e2rank.encoders.presets import absent_folder, load_encoder
 from e2rank.index import Store, build_index
 from e2rank.index.opened import Opened
 from e2rank.index.verify import check
@@ -30,6 +30,7 @@ class Indexed:
         """Join an encoder and an open store; without a store only `rank` works."""
         self.encoder = load_encoder(encoder)
         self._opened: Opened | None = None
+        self._told_of_cut = False
         if store is not None:
             self._opened = Opened(
                 store,
@@ -115,12 +116,18 @@ class Indexed:
         Raises:
             IndexFormatError: if the folder is no whole index of a known format.
             EncoderMismatch: if the encoder is not the one that made the index.
+            ValueError: if none is given and the folder of the one that made it is gone.
         """
         store = Store.open(Path(folder), verify=verify)
         try:
             manifest = store.manifest
             own = adapted and encoder is None and manifest.adapter
             named = store.folder / manifest.adapter if own else manifest.encoder.name
+            if encoder is None and (absent := absent_folder(named)):
+                raise ValueError(
+                    f"{folder} was made with the encoder of {absent}, which is not here: pass its "
+                    "folder (encoder=, --encoder)"
+                )
             loaded = load_encoder(named if encoder is None else encoder)
             check_same(loaded, manifest.encoder, str(folder))
             if adapted and encoder is not None and manifest.adapter:
@@ -215,6 +222,9 @@ class Indexed:
         none (only where the very last step fails, making the commit itself durable, may they be
         there all the same). They are streamed, so there may be more than memory holds.
 
+        The first `add` of the engine that meets texts longer than the encoder reads logs how many;
+        the manifest counts those of every one.
+
         Only new text is encoded. A document that is there with the same title and text, as the
         encoder reads them, keeps its stored vectors beside its new metadata; one that is the same
         altogether is left where it is, so a corpus given again as it is changes no file. The others
@@ -233,14 +243,15 @@ class Indexed:
         Raises:
             CorpusError: for a document that cannot be indexed, or an id given twice.
             EncoderMismatch: if the encoder does not make all that the index holds.
-            IndexFormatError: if another process is writing.
+            IndexBusy: if another process is writing.
             MissingExtra: if what the index is built with is not installed; nothing is encoded then.
             OSError: if the disk is full.
         """
         with self._index.change(commit=commit) as writer:
             ingest = Ingest(self.encoder, writer.base.manifest.encoder, str(writer.folder))
             done = writer.add(documents, ingest.batches, progress)
-            ingest.report()
+            # Once: a service that adds one at a time would say it again and again.
+            self._told_of_cut = self._told_of_cut or ingest.report()
         return done
 
     def delete(
@@ -264,7 +275,7 @@ class Indexed:
         Raises:
             ValueError: for one string instead of several, an id that is no string, a filter that
                 is none, or one that is met by lacking a value in a field that no document has.
-            IndexFormatError: if another process is writing.
+            IndexBusy: if another process is writing.
         """
         wanted = _checked_ids(ids)
         condition = None if where is None else read_where(where)
@@ -284,7 +295,8 @@ class Indexed:
         """Merge the index's segments into one, built by its factory, without what is deleted.
 
         Raises:
-            IndexFormatError: if another process is writing, or a file is damaged.
+            IndexBusy: if another process is writing.
+            IndexFormatError: if a file is damaged.
             MissingExtra: if what the index is built with is not installed; nothing is copied then.
             OSError: if the disk is full.
         """

@@ -95,9 +95,10 @@ class Ingest:
             self._sparse if info.sparse_dim else None,
         )
 
-    def report(self) -> None:
-        """Log how many documents were longer than the encoder reads."""
+    def report(self) -> bool:
+        """Log how many documents were longer than the encoder reads; whether any were."""
         self._cut.report()
+        return self._cut.cut > 0
 
     def _vectors(self, texts: Sequence[str]) -> np.ndarray:
         self._last = self._cut.counted(encode_documents(self._encoder, texts, self._want))

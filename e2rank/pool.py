@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Self, cast, overload
 
 import numpy as np
@@ -21,10 +21,14 @@ class _Records:
 
     def __init__(self, store: Store, rows: np.ndarray) -> None:
         self._store, self.rows = store, rows
+        self._documents: list[Document] | None = None
 
-    @cached_property
+    @property
     def documents(self) -> list[Document]:
-        return self._store.documents(self.rows)
+        # A cached_property has a lock, which a fork may find held.
+        if self._documents is None:
+            self._documents = self._store.documents(self.rows)
+        return self._documents
 
 
 class _Field(Sequence[str]):

@@ -253,6 +253,29 @@ def test_the_prompts_that_are_taken_are_logged(
     assert says in said.message
 
 
+@pytest.mark.parametrize(
+    ("similarity", "after", "warns"),
+    [
+        ("dot", [], True),
+        ("euclidean", [], True),
+        ("manhattan", [], True),
+        ("cosine", [], False),
+        ("dot", [Normalize()], False),
+        ("euclidean", [Normalize()], False),
+        ("manhattan", [Normalize()], True),
+    ],
+)
+def test_a_model_made_for_another_similarity_than_cosine_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, similarity: str, after: list[Any], warns: bool
+) -> None:
+    folder = saved(tmp_path, tiny_bert(), Pooling(32, "mean"), *after)
+    edit(Path(folder) / "config_sentence_transformers.json", similarity_fn_name=similarity)
+    load_encoder(folder, device="cpu")
+    said = [each for each in caplog.messages if "is searched here by cosine" in each]
+    assert len(said) == warns
+    assert all(f"{folder} was made for {similarity} similarity" in each for each in said)
+
+
 def test_a_tokenizer_that_cuts_on_the_left_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, tiny_bert(), Pooling(32, "mean"))
     edit(Path(folder) / "tokenizer_config.json", truncation_side="left")

@@ -1,5 +1,6 @@
 """Encoders by name: each gives the vectors its own library gives, or says in one line why not."""
 
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +27,7 @@ from sentence_transformers.sentence_transformer.modules import (
 
 from e2rank.encoders import Encoder
 from e2rank.encoders.hashing import HashingEncoder
-from e2rank.encoders.presets import e2rank_contract, load_encoder
+from e2rank.encoders.presets import absent_folder, e2rank_contract, load_encoder
 from e2rank.errors import MissingExtra
 
 TEXTS = ["", "wing", *abstracts(6), "a wing. " * 200, " \tlift\n\ndrag \n"]
@@ -114,7 +115,7 @@ def test_a_qwen_folder_gives_the_vectors_of_sentence_transformers(
         (
             tiny_bert,
             [Pooling(32, "max")],
-            "'max'; a listwise prompt needs one of mean, cls, last",
+            r"pools by 'max', and e2rank by mean, cls, lasttoken only: take a model that .*, or",
         ),
         (tiny_bert, [Pooling(32, "weightedmean")], "pools by 'weightedmean'"),
         (tiny_bert, [Pooling(32, ("mean", "cls"))], r"pools by \('mean', 'cls'\)"),
@@ -173,6 +174,36 @@ def test_an_unknown_name_is_refused_in_one_line_that_lists_the_presets() -> None
     names = "bge-small, e2rank-0.6b, e2rank-0.6b-embedding, e2rank-4b, e2rank-8b, hashing, minilm"
     assert names in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("/no/where", "/no/where"),
+        ("./nowhere", "./nowhere"),
+        ("../nowhere", "../nowhere"),
+        ("~/nowhere", "~/nowhere"),
+        ("nowhere/", "nowhere/"),
+        ("bundles/of/nowhere", "bundles/of/nowhere"),
+        (Path("bundles/nowhere"), "bundles/nowhere"),
+        (Path("/no/a+b"), "/no/a+b"),
+        ("minilm+/no/where", "/no/where"),
+        ("/no/where++./nowhere", "/no/where"),
+        (__file__, __file__),
+    ],
+)
+def test_a_path_to_no_folder_is_refused_as_such_whatever_is_installed(
+    monkeypatch: pytest.MonkeyPatch, name: str | Path, says: str
+) -> None:
+    for installed in (find_spec, lambda _: None):
+        monkeypatch.setattr("e2rank.encoders.presets.find_spec", installed)
+        with pytest.raises(ValueError, match=rf"^there is no folder {re.escape(says)}[:,]"):
+            load_encoder(name)
+
+
+@pytest.mark.parametrize("name", ["owner/name", "word", "minilm+owner/name", Path("minilm")])
+def test_a_name_that_may_be_of_a_hub_or_a_preset_is_no_path(name: str | Path) -> None:
+    assert absent_folder(name) is None
 
 
 def test_weights_of_another_hash_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

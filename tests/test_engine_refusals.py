@@ -97,6 +97,20 @@ def test_documents_longer_than_the_encoder_reads_are_counted_and_logged(
     assert "2 of the 3 documents read are longer" in caplog.text
 
 
+def test_an_engine_that_adds_one_at_a_time_warns_of_long_texts_once_and_counts_all(
+    documents: list[Document], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Engine.build(documents[:1], tmp_path / "index", ShortSighted()) as engine:
+        caplog.clear()
+        for each in documents[1:4]:
+            engine.add([each])
+        assert [each for each in caplog.messages if "are longer" in each] == [
+            "1 of the 1 documents read are longer than the encoder's 512 tokens: what is beyond is "
+            "not searched"
+        ]
+        assert engine.store.manifest.truncated == 4
+
+
 class SameSize(HashingEncoder):
     """Another model of the same dimension."""
 
@@ -128,6 +142,18 @@ def test_an_index_opens_with_the_encoder_that_made_it(
         assert len(engine) == 60
     with pytest.raises(ValueError, match="has no index"):
         engine.search(QUERY)
+
+
+def test_an_index_whose_encoder_was_moved_says_which_folder_to_pass(
+    documents: list[Document], tmp_path: Path
+) -> None:
+    encoder = HashingEncoder()
+    encoder.name = f"{tmp_path}/bundle"
+    Engine.build(documents, tmp_path / "index", encoder).close()
+    says = rf"made with the encoder of {encoder.name}, which is not here: pass its folder \("
+    with pytest.raises(ValueError, match=says):
+        Engine.open(tmp_path / "index")
+    Engine.open(tmp_path / "index", encoder).close()
 
 
 def test_a_folder_that_is_no_index_is_refused(tmp_path: Path) -> None:

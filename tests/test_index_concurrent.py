@@ -141,6 +141,20 @@ def test_a_commit_by_others_is_not_called_damage(folder: Path) -> None:
             engine.verify()
 
 
+@pytest.mark.parametrize("commits", [0, 3])
+def test_another_index_in_the_place_of_an_open_one_is_not_called_a_newer_commit(
+    folder: Path, tmp_path: Path, commits: int
+) -> None:
+    with Engine.build(texts(50, 90), tmp_path / "other", HashingEncoder(DIM)) as other:
+        for number in range(commits):
+            other.add(texts(90 + number, 91 + number))
+    with Engine.open(folder, HashingEncoder(DIM)) as engine:
+        folder.rename(tmp_path / "old")
+        (tmp_path / "other").rename(folder)
+        with pytest.raises(IndexFormatError, match=r"holds another index .*: open it anew"):
+            engine.verify()
+
+
 def test_a_search_under_way_ends_on_the_state_it_began_with(folder: Path) -> None:
     with Engine.open(folder, HashingEncoder(DIM)) as engine:
         old = engine.store

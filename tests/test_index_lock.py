@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from index_support import DIM, by_id, held
 
-from e2rank import Engine
+from e2rank import Engine, IndexBusy
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import IndexFormatError
-from e2rank.index import Store, Writer
+from e2rank.index import Store, Writer, forks
 from e2rank.index.files import LOCK
 from e2rank.index.verify import repair
 
@@ -62,7 +62,7 @@ def test_a_second_writer_is_told_who_holds_the_lock(folder: Path) -> None:
             lambda: Writer(engine.store),
         ]
         for change in changes:
-            with pytest.raises(IndexFormatError, match=who):
+            with pytest.raises(IndexBusy, match=who):
                 change()
         # Readers do not ask for it.
         assert held(engine) == by_id(TEXTS)
@@ -277,7 +277,10 @@ def test_a_lock_that_is_lost_during_a_commit_commits_nothing_over_anothers(
     assert {each.id for each in store} == {each["id"] for each in TEXTS} | {"new"}
 
 
-def test_a_fork_made_while_another_thread_reads_closes_all_the_same(folder: Path) -> None:
+def test_a_fork_made_while_another_thread_reads_closes_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "WAIT", 0.01)
     engine = Engine.open(folder, HashingEncoder(DIM))
     reading, ended = threading.Event(), threading.Event()
 
@@ -297,3 +300,30 @@ def test_a_fork_made_while_another_thread_reads_closes_all_the_same(folder: Path
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     ended.set()
     thread.join()
+
+
+@pytest.mark.parametrize("now", ["nothing", "a file"])
+def test_an_index_whose_folder_is_gone_is_not_changed_and_says_so(folder: Path, now: str) -> None:
+    with Engine.open(folder, HashingEncoder(DIM)) as engine:
+        shutil.rmtree(folder)
+        if now == "a file":
+            folder.touch()
+        for change in (lambda: engine.add(TEXTS[:1]), lambda: engine.delete(["1"]), engine.compact):
+            with pytest.raises(IndexFormatError, match="is not a folder any more; expected an"):
+                change()
+
+
+def test_commits_and_merges_are_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        caplog.at_level(logging.INFO, "e2rank"),
+        Engine.open(folder, HashingEncoder(DIM)) as engine,
+    ):
+        engine.delete(["1", "2"], commit=False)
+        engine.add([{"id": "new", "text": "w"}])
+        engine.compact()
+        engine.delete(["none"])
+    assert caplog.messages == [
+        f"{folder}: commit 2: 19 documents in 2 segments; before, 20 in 1",
+        f"{folder}: 2 segments merged into segment 000003 of 19 documents",
+        f"{folder}: commit 3: 19 documents in 1 segments; before, 19 in 2",
+    ]

@@ -90,6 +90,7 @@ def load_sentence_transformer(name: str, *, device: str | None = None) -> TorchE
     )
     _check_positions(encoder)
     _log_prompts(encoder, dict(loaded.prompts))
+    _warn_of_similarity(name, loaded)
     return encoder
 
 
@@ -144,6 +145,20 @@ def _log_prompts(encoder: TorchEncoder, prompts: dict[str, str | None]) -> None:
     )
 
 
+def _warn_of_similarity(name: str, loaded: Any) -> None:
+    """Say where a model's own similarity may rank otherwise than cosines do."""
+    similarity = str(loaded.similarity_fn_name)
+    # Of unit vectors these two rank as cosines.
+    unit = any(type(each).__name__ == "Normalize" for each in loaded)
+    if similarity != "cosine" and not (unit and similarity in ("dot", "euclidean")):
+        _log.warning(
+            "%s was made for %s similarity of vectors as they are, and is searched here by cosine, "
+            "which may rank otherwise: measure it, or take a model that is made for cosine",
+            name,
+            similarity,
+        )
+
+
 def _contract(name: str, loaded: Any) -> Contract:
     kind = loaded[0].auto_model.config.model_type
     family: Family = "decoder" if kind.startswith(_DECODERS) else "bidirectional"
@@ -174,7 +189,8 @@ def _pooling(name: str, loaded: Any) -> Pooling:
     mode = next((each.pooling_mode for each in loaded if hasattr(each, "pooling_mode")), None)
     if mode not in known:
         raise ValueError(
-            f"{name} pools by {mode!r}; a listwise prompt needs one of {', '.join(known)}"
+            f"{name} pools by {mode!r}, and e2rank by {', '.join(known)} only: take a model that "
+            "pools by one of these, or pass an Encoder of your own that runs this one"
         )
     return known[mode]
 

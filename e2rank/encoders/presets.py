@@ -85,6 +85,9 @@ def load_encoder(encoder: str | Path | Encoder, *, device: str | None = None) ->
         return HashingEncoder(int(match[1] or 256))
     if is_bundle(Path(name)):
         return _bundle(name, device)
+    if absent := absent_folder(encoder):
+        whole = "" if absent == name else f", of {name!r}"
+        raise ValueError(f"there is no folder {absent}{whole}: expected that of a model or bundle")
     if "+" in name and not Path(name).exists():
         from e2rank.encoders.joined import load_combined
 
@@ -94,6 +97,24 @@ def load_encoder(encoder: str | Path | Encoder, *, device: str | None = None) ->
     if name not in PRESETS and (Path(name) / "adapter.json").is_file():
         return _adapted(Path(name), device)
     return PRESETS.get(name, _any_model)(name, device)
+
+
+def absent_folder(encoder: str | Path) -> str | None:
+    """The folder that a name must mean, or one of several joined by `+`, where it is not there.
+
+    "owner/name" may be a model on a hub, and a word a preset; other paths are folders.
+    """
+    if Path(encoder).is_dir():
+        return None
+    if isinstance(encoder, Path) and len(encoder.parts) > 1:
+        return str(encoder)
+    ends = tuple({os.sep, os.altsep or os.sep})
+    for name in str(encoder).split("+"):
+        path = Path(name)
+        by_its_looks = path.is_absolute() or name.startswith((".", "~")) or name.endswith(ends)
+        if name and (by_its_looks or len(path.parts) > 2) and not path.is_dir():
+            return name
+    return None
 
 
 def _bundle(name: str, device: str | None) -> Encoder:

@@ -8,7 +8,6 @@ Source: EMVB, arXiv 2404.02805, and arXiv 2601.05200.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -98,13 +97,16 @@ class Codebook:
         words = array[count:].reshape(WORDS, parts, -1).transpose(1, 0, 2)
         return cls(np.ascontiguousarray(array[:count]), np.ascontiguousarray(words))
 
-    @cached_property
+    @property
     def quantiser(self) -> Any:
-        """FAISS's product quantizer with these words."""
-        faiss = load_faiss()
-        made = faiss.ProductQuantizer(self.centroids.shape[1], self.parts, 8)
-        faiss.copy_array_to_vector(self.words.ravel(), made.centroids)
-        return made
+        """FAISS's product quantizer with these words, made once."""
+        # A cached_property has a lock, which a fork may find held.
+        if "_quantiser" not in self.__dict__:
+            faiss = load_faiss()
+            made = faiss.ProductQuantizer(self.centroids.shape[1], self.parts, 8)
+            faiss.copy_array_to_vector(self.words.ravel(), made.centroids)
+            self.__dict__["_quantiser"] = made
+        return self.__dict__["_quantiser"]
 
 
 def train(rows: np.ndarray) -> Codebook:

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import math
 import os
-import threading
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from e2rank.config import IndexConfig
 from e2rank.errors import MissingExtra
 from e2rank.index.files import damaged, sync_file
+from e2rank.index.forks import Lock
 
 CHUNK = 65_536
 """Rows read from the mapped vectors at a time."""
@@ -21,7 +22,17 @@ CHUNK = 65_536
 _NEIGHBOURS = 32
 """Rows that HNSW looks at for each place of its beam, about."""
 
-_READING = threading.Lock()
+_READING = Lock()
+
+
+def _alone() -> None:
+    """Let the one thread of a fork search alone: OpenMP would wait for its parent's others."""
+    faiss: Any = sys.modules.get("faiss")
+    if hasattr(faiss, "omp_set_num_threads"):
+        faiss.omp_set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=_alone)
 
 
 def load_faiss() -> Any:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import xxhash
 
-from e2rank.errors import IndexFormatError
+from e2rank.errors import IndexBusy, IndexFormatError
 
 LOCK = ".lock"
 
@@ -154,12 +154,17 @@ def one_writer(folder: Path) -> Iterator[Lock]:
     killed: it is taken over, and said so.
 
     Raises:
-        IndexFormatError: if another process is writing.
+        IndexBusy: if another process is writing.
+        IndexFormatError: if the folder is gone.
         PermissionError: if nobody can write there.
     """
     path = folder / LOCK
     try:
         opened = path.open("a+", encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise IndexFormatError(
+            f"{folder} is not a folder any more; expected an e2rank index"
+        ) from error
     except PermissionError as error:
         raise PermissionError(
             error.errno, f"{folder} cannot be written: copy the index to where it can, or only read"
@@ -168,11 +173,11 @@ def one_writer(folder: Path) -> Iterator[Lock]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise IndexFormatError(
+            raise IndexBusy(
                 f"{folder} is being written by {_holder(path)}; wait for it to end"
             ) from None
         if not _is_at(file, path):
-            raise IndexFormatError(f"{folder} was being written just now; try again")
+            raise IndexBusy(f"{folder} was being written just now; try again")
         if file.tell():
             _log.warning(
                 "%s was left locked by %s, which is gone; what it had not committed is dropped or "

@@ -186,7 +186,12 @@ class Maker:
                     staging.note(documents, done)
                     staging.append(documents, stored(segment, own, staging.book), cut)
                     done += len(documents)
-            return self.finished(staging, small=small)
+            made = self.finished(staging, small=small)
+        _log.info(
+            "%s: %d segments merged into segment %s of %d documents",
+            *(self._base.folder, len(parts), made.info.name, made.info.count),
+        )
+        return made
 
 
 def _flat(config: IndexConfig) -> IndexConfig:

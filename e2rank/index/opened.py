@@ -2,9 +2,10 @@
 
 import contextlib
 import logging
-import threading
+import os
 from collections.abc import Callable, Iterator
 
+from e2rank.index.forks import Lock
 from e2rank.index.manifest import EncoderInfo
 from e2rank.index.store import Store
 from e2rank.index.writer import Writer
@@ -26,9 +27,10 @@ class Opened:
         self.store, self.read_only = store, read_only
         self._check = check
         self._writer: Writer | None = None
-        self._under_way = False
+        # The process that is making a change; a fork of it is not.
+        self._under_way = 0
         # Changes of several threads come one after the other.
-        self._lock = threading.RLock()
+        self._lock = Lock()
 
     def close(self) -> None:
         """Let go of the files; changes that are not committed are dropped, with a warning."""
@@ -66,7 +68,7 @@ class Opened:
         with self._lock:
             if self.read_only:
                 raise ValueError(f"{self.store.folder} was opened with read_only=True")
-            if self._under_way:
+            if self._under_way == os.getpid():
                 raise ValueError(
                     f"{self.store.folder} is being changed by the documents that are added to it; "
                     "change it before or after"
@@ -76,7 +78,7 @@ class Opened:
                 self._writer.check()
             self._writer = writer = self._writer or self._begun()
             before = writer.mark()
-            self._under_way = True
+            self._under_way = os.getpid()
             try:
                 yield writer
                 if commit and writer.changed:
@@ -89,7 +91,7 @@ class Opened:
                     writer.restore(before)
                 raise
             finally:
-                self._under_way = False
+                self._under_way = 0
             if not writer.changed:
                 self._let_go(writer)
 

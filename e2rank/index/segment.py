@@ -2,7 +2,6 @@
 
 import json
 import logging
-import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
@@ -17,6 +16,7 @@ from e2rank.index import dense, token_search
 from e2rank.index.exact import Found, nearest, ordered
 from e2rank.index.files import check_file, check_size, damaged
 from e2rank.index.finish import CONTRACT, DENSE, SEISMIC, TABLE
+from e2rank.index.forks import Lock
 from e2rank.index.manifest import NAME, Manifest, SegmentInfo
 from e2rank.index.postings import FORWARD, POSTINGS
 from e2rank.index.seismic import Seismic
@@ -74,7 +74,7 @@ class Segment:
         self.sparse = self._sparse(manifest.encoder.sparse_dim)
         self.table = Table(where / TABLE, self.count)
         self._masks: OrderedDict[Condition, np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def close(self) -> None:
         """Let go of the files."""

@@ -242,11 +242,23 @@ class Store(Rows):
             for name, entry in self.manifest.files.items():
                 check_file(self.folder / name, entry)
         except (IndexFormatError, OSError) as error:
-            if Manifest.load(self.folder) == self.manifest:
+            newest = Manifest.load(self.folder)
+            if newest == self.manifest:
                 raise
+            if _another(self.manifest, newest):
+                raise IndexFormatError(
+                    f"{self.folder} holds another index than the one that is open, put in its "
+                    "place: open it anew"
+                ) from error
             raise IndexFormatError(
                 f"{self.folder} has a newer commit than the one that is open: refresh it first"
             ) from error
+
+
+def _another(old: Manifest, new: Manifest) -> bool:
+    """Whether a manifest is no later commit of an index: files never change, nor counts go back."""
+    differ = any(old.files[name] != new.files[name] for name in old.files.keys() & new.files.keys())
+    return differ or new.commit <= old.commit
 
 
 def _same(old: Segment, folder: Path, info: SegmentInfo, manifest: Manifest) -> bool:

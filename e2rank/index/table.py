@@ -3,9 +3,7 @@
 import contextlib
 import errno
 import json
-import os
 import sqlite3
-import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 from e2rank.documents import Document
 from e2rank.index.fields import described, fields_fit, holds_field, matching_rows, write_fields
 from e2rank.index.files import damaged
+from e2rank.index.forks import Lock
 from e2rank.where import Condition
 
 _SCHEMA = (
@@ -30,6 +29,10 @@ _DAMAGE = (
     TypeError,
     ValueError,
 )
+
+# What SQLite holds inside itself would be held in a fork for ever. Where no thread is in it, a fork
+# can read on: nothing of an immutable file is locked, and it is read by offsets.
+_OPENING = Lock(awaited=True)
 
 
 def write_table(path: Path, documents: Iterable[Document]) -> None:
@@ -76,11 +79,12 @@ class Table:
         self._path, self._count = path, count
         address = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
         try:
-            self._connection = sqlite3.connect(address, uri=True, check_same_thread=False)
+            with _OPENING:
+                self._connection = sqlite3.connect(address, uri=True, check_same_thread=False)
         except sqlite3.OperationalError as error:
             raise damaged(self._path, error) from error
-        self._lock = threading.Lock()
-        self.close = weakref.finalize(self, _close, self._connection, self._lock, os.getpid())
+        self._lock = Lock(awaited=True)
+        self.close = weakref.finalize(self, _close, self._connection, self._lock)
         # A read-only connection loses nothing at exit, where another thread may hold the lock.
         self.close.atexit = False
 
@@ -153,12 +157,9 @@ class Table:
                 raise damaged(self._path, error) from error
 
 
-def _close(connection: sqlite3.Connection, lock: threading.Lock, process: int) -> None:
-    """Close a connection once nobody reads by it: SQLite would read what is freed.
-
-    A fork has no other threads, and may have been made while one of them held the lock.
-    """
-    with lock if os.getpid() == process else contextlib.nullcontext():
+def _close(connection: sqlite3.Connection, lock: Lock) -> None:
+    """Close a connection once nobody reads by it: SQLite would read what is freed."""
+    with lock:
         connection.close()
 
 

@@ -109,7 +109,8 @@ def repair(folder: Path) -> Repaired:
     be built, as the files that it is made from are not sound though their hashes are right.
 
     Raises:
-        IndexFormatError: if the manifest is damaged, or another process is writing.
+        IndexBusy: if another process is writing.
+        IndexFormatError: if the manifest is damaged.
         MissingExtra: if what builds one is not installed.
         OSError: if the disk is full.
     """

@@ -43,7 +43,8 @@ class Writer:
         """Take the lock and begin at the newest commit, sharing with `store` what is the same.
 
         Raises:
-            IndexFormatError: if it is no whole index, or another process is writing.
+            IndexBusy: if another process is writing.
+            IndexFormatError: if it is no whole index.
             ValueError: if an unfinished build is there.
         """
         self.folder = folder = store.folder
@@ -257,6 +258,7 @@ class Writer:
         sync_folder(self.folder)
         # Opened first: nothing may fail between the commit and its being known here.
         new = Store(self.folder, manifest, [part.segment for part in self._parts])
+        before = self.base
         # Again, as all of this may have taken long.
         self.check()
         try:
@@ -266,6 +268,10 @@ class Writer:
                 self._committed(new)
             raise
         self._committed(new)
+        _log.info(
+            "%s: commit %d: %d documents in %d segments; before, %d in %d",
+            *(self.folder, commit, len(new), len(new.segments), len(before), len(before.segments)),
+        )
         self._clean()
         return self.base
 
