@@ -56,7 +56,9 @@ class OnnxEncoder:
             folder: what `export_onnx` wrote; every file is compared with its hash.
             provider: onnxruntime's name of what runs the graphs; never another in its stead.
             threads: threads of a CPU; None takes one for each core this process may use: the
-                least of its affinity, a container's quota and OMP_NUM_THREADS.
+                least of its affinity, a container's quota and OMP_NUM_THREADS. Several answer a
+                query sooner, and spin for a while after it: a service that saves time of its cores
+                rather than a millisecond takes 1.
         Raises:
             BundleError: if the bundle is damaged or was never compared with its model, or gives
                 other vectors on this machine than those it was exported with.
