@@ -75,8 +75,8 @@ def standardise(scores: np.ndarray) -> np.ndarray:
     reach = np.abs(scores).max(initial=0.0)
     if reach == 0.0:
         return np.zeros_like(scores)
-    # Neither the smallest nor the largest numbers have squares.
-    scores = scores / reach
+    # Neither the smallest nor the largest numbers have squares; a power of two rounds nothing.
+    scores = np.ldexp(scores, -np.frexp(reach)[1])
     spread = scores.std()
     return np.zeros_like(scores) if spread <= 1e-9 else (scores - scores.mean()) / spread
 
