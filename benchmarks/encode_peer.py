@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from bundles import BUNDLES
-from harness import WORK
+from harness import WORK, instructions
 
 MODELS = WORK / "onnx-peers-models"
 """Two folders that `prepare` writes: of sentence-transformers, and of fastembed."""
@@ -105,8 +105,7 @@ OTHERS: dict[str, Callable[[], Encode]] = {
 
 def int8_kind() -> str:
     """Which of sentence-transformers' settings of int8 is for this processor."""
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    return "avx512_vnni" if "avx512_vnni" in flags else "avx2"
+    return "avx512_vnni" if "avx512_vnni" in instructions() else "avx2"
 
 
 def int8_name() -> str:

@@ -82,6 +82,7 @@ def save(name: str, what: str, results: Any) -> None:
     """Write benchmarks/results/NAME.json: the results, and on what machine they were measured."""
     machine = {
         "processor": platform.machine(),
+        "instructions": instructions(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "packages": _versions(),
@@ -94,6 +95,12 @@ def save(name: str, what: str, results: Any) -> None:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"wrote {path.relative_to(ROOT)}")
+
+
+def instructions() -> list[str]:
+    """Those of the processor that multiply matrices: int8's lead over float32 depends on them."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    return [name for name in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if name in flags]
 
 
 def _versions() -> dict[str, str]:

@@ -31,7 +31,6 @@ from e2rank.encoders.onnx.quantise import to_int8
 from e2rank.encoders.onnx.reshaping import without_double_reshapes
 from e2rank.encoders.onnx.runtime import OnnxEncoder
 from e2rank.encoders.onnx.samples import real_texts, sample_texts
-from e2rank.encoders.onnx.scoring import attention_inputs, even_scores
 from e2rank.encoders.onnx.sparse_graph import sparse_graph_of
 from e2rank.encoders.onnx.unpadded import without_mask_where_unpadded
 from e2rank.encoders.onnx.wanted import heads_when_wanted
@@ -220,7 +219,6 @@ def _prompts(words: Wording) -> list[Tokens]:
 def _save_graph(
     model: onnx.ModelProto, path: Path, precision: Precision, read: Sequence[Tokens]
 ) -> None:
-    evened: list[str] = []
     if precision == "fp16":
         name, most = largest(model, read)
         if not most <= MOST:
@@ -230,14 +228,12 @@ def _save_graph(
             )
         model = to_float16(model)
     elif precision == "int8":
-        seen = observed(model, layer_inputs(model), read, ranges=attention_inputs(model))
-        evened = even_scores(model, seen)
-        model = to_int8(model, seen)
+        model = to_int8(model, observed(model, layer_inputs(model), read))
     _forget_source(model)
     if precision == "fp16":
         write_graph(without_double_reshapes(model), path)
         return
-    model = without_double_reshapes(without_mask_where_unpadded(model, evened))
+    model = without_double_reshapes(without_mask_where_unpadded(model))
     write_graph(heads_when_wanted(model), path)
 
 

@@ -119,11 +119,7 @@ class Seen:
 
 
 def observed(
-    model: onnx.ModelProto,
-    names: Sequence[str],
-    texts: Sequence[Tokens],
-    *,
-    ranges: Sequence[str] = (),
+    model: onnx.ModelProto, names: Sequence[str], texts: Sequence[Tokens]
 ) -> dict[str, Seen]:
     """What tensors of a float32 graph hold while it reads texts, each alone: no padding counts.
 
@@ -131,29 +127,27 @@ def observed(
         model: it is left as it is.
         names: of (..., width) float32 tensors.
         texts: at least one.
-        ranges: of more such tensors, without their products.
     Raises:
         ValueError: if a tensor holds a NaN or an infinity.
     """
-    every = [*names, *ranges]
-    if not every:
+    if not names:
         # onnxruntime takes no names for all.
         return {}
     seen: dict[str, Seen] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "watched.onnx"
-        _showing(model, every, path)
+        _showing(model, names, path)
         graph = Graph(Sessions(path, provider=CPU, threads=None), "right")
         # A text at a time: what all of them hold at once would not fit into memory.
         for each in texts:
-            [arrays] = graph.run(every, [[each]], [None])
-            fits = sum(8 * array.shape[-1] ** 2 for array in arrays[: len(names)]) <= _MEMORY
-            for place, (name, values) in enumerate(zip(every, arrays, strict=True)):
+            [arrays] = graph.run(names, [[each]], [None])
+            fits = sum(8 * array.shape[-1] ** 2 for array in arrays) <= _MEMORY
+            for name, values in zip(names, arrays, strict=True):
                 rows = values.reshape(-1, values.shape[-1])
                 if name in seen:
                     seen[name].add(rows)
                 else:
-                    seen[name] = Seen.of(rows, products=fits and place < len(names))
+                    seen[name] = Seen.of(rows, products=fits)
     return seen
 
 

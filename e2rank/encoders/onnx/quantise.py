@@ -33,8 +33,7 @@ def to_int8(
     texts than in all others: it is quantised as it comes, with a scale for every token, its
     channels evened out before where that costs nothing. So what a text gives never depends on the
     texts beside it, as it does where a whole batch shares a scale. Embeddings are float16. Biases,
-    attention, normalisation, GELU (its tanh form) and heads stay float32; `even_scores` is for
-    attention.
+    attention, normalisation, GELU (its tanh form) and heads stay float32.
 
     Args:
         model: float32, as the exporter wrote it.

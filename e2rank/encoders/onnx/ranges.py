@@ -14,11 +14,6 @@ from e2rank.encoders.onnx.rounding import MOST
 _SPARE = 1.05
 
 
-def divisors(reach: np.ndarray) -> np.ndarray:
-    """What to divide (width,) channels by, that reach so far, to bring them into -1..1."""
-    return np.asarray(_SPARE * np.maximum(reach, 1e-6 * reach.max() + 1e-12))
-
-
 def into_range(model: onnx.ModelProto, seen: Mapping[str, Seen]) -> dict[str, Seen]:
     """Bring what layers read of LayerNormalization into -1..1; `model` gives the same.
 
@@ -44,7 +39,8 @@ def _normalised(edit: Editing, name: str, seen: Seen) -> dict[str, Seen]:
     if maker is None or maker.op_type != "LayerNormalization":
         return {}
     layers = [node for node in edit.readers[name] if is_layer(node, edit.shapes)]
-    scales = divisors((seen.high - seen.low) / 2)
+    reach = (seen.high - seen.low) / 2
+    scales = _SPARE * np.maximum(reach, 1e-6 * reach.max() + 1e-12)
     middle = _middle(seen, scales / MOST)
     even = f"{name}.even"
     weight = edit.array(maker.input[1])
