@@ -9,9 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from e2rank.durable import file_entry
 from e2rank.errors import IndexFormatError, MissingExtra
 from e2rank.index.card import card
-from e2rank.index.files import check_file, file_entry
+from e2rank.index.files import check_file
 from e2rank.index.manifest import NAME, Manifest
 from e2rank.index.shipping import (
     MAX_MANIFEST,

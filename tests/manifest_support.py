@@ -10,8 +10,8 @@ import numpy as np
 import xxhash
 
 from e2rank.config import IndexConfig
+from e2rank.durable import file_entry
 from e2rank.index import dense
-from e2rank.index.files import file_entry
 from e2rank.index.manifest import NAME
 
 Change = Callable[[dict[str, Any]], object]

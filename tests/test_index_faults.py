@@ -26,10 +26,11 @@ from test_index_build import (
     quick_disk,  # noqa: F401 - every test here uses it
 )
 
+from e2rank import durable
 from e2rank.config import IndexConfig
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import CorpusError, EncodingError, IndexFormatError
-from e2rank.index import Store, files
+from e2rank.index import Store
 from e2rank.index.files import LOCK
 
 Fault = Callable[[pytest.MonkeyPatch], None]
@@ -256,9 +257,9 @@ def test_an_interrupt_right_after_the_manifest_is_in_place_leaves_the_new_index_
 ) -> None:
     folder = tmp_path / "index"
     shutil.copytree(finished, folder)
-    sync = files.sync_folder
+    sync = durable.sync
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "sync_folder", lambda p: interrupt() if p == folder else sync(p))
+        patch.setattr(durable, "sync", lambda p: interrupt() if p == folder else sync(p))
         with pytest.raises(KeyboardInterrupt):
             build(folder, DOCUMENTS[::-1], overwrite=True)
     for again in (False, True):

@@ -13,10 +13,10 @@ import pytest
 from index_support import DIM, by_id, files_in, held, leftovers
 
 from e2rank import Engine, IndexConfig
+from e2rank.durable import file_entry
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import IndexFormatError
 from e2rank.index import Manifest, Store, Writer, making, manifest_file, verify, writer
-from e2rank.index.files import file_entry
 from e2rank.index.manifest import NAME
 from e2rank.index.verify import damage, repair
 

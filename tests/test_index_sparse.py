@@ -20,10 +20,10 @@ from test_index_faults import full_disk
 
 from e2rank import Engine, IndexConfig
 from e2rank.documents import SparseVectors
+from e2rank.durable import file_entry
 from e2rank.encoders import Encoding
 from e2rank.errors import EncoderMismatch, EncodingError, IndexFormatError, MissingExtra
 from e2rank.index import Manifest, Store, Writer, making, postings, seismic
-from e2rank.index.files import file_entry
 from e2rank.index.sparse import FEW, best, least, sparse_scores
 from e2rank.index.terms import fault
 from e2rank.index.verify import check, damage, repair

@@ -31,6 +31,7 @@ from e2rank import Document, Engine
 from e2rank.cli import export as command
 from e2rank.cli import main
 from e2rank.cli.commands import app
+from e2rank.durable import sealed
 from e2rank.encoders import onnx as package
 from e2rank.encoders.judged import Change, Judged
 from e2rank.encoders.onnx import (
@@ -47,7 +48,6 @@ from e2rank.encoders.onnx.gate import BOUNDS, ExportRefused
 from e2rank.encoders.onnx.graph import Parts, Whole
 from e2rank.encoders.onnx.overlap import cosines, kept10, table
 from e2rank.encoders.onnx.samples import real_texts
-from e2rank.encoders.onnx.sealed import sealed
 from e2rank.encoders.onnx.sessions import Sessions
 from e2rank.encoders.onnx.sparse import SparseGraph
 from e2rank.encoders.onnx.transformer import Graph

@@ -8,10 +8,11 @@ from typing import Any
 
 from e2rank.config import IndexConfig
 from e2rank.documents import Document, as_documents
+from e2rank.durable import sync
 from e2rank.errors import CorpusError
 from e2rank.index import dense, making, seismic, token_search
 from e2rank.index.batches import BatchEncoder, Encode, SparseOfLast, TokensOfLast
-from e2rank.index.files import one_writer, sync_folder
+from e2rank.index.files import one_writer
 from e2rank.index.finish import finish
 from e2rank.index.manifest import NAME, EncoderInfo, Manifest, SegmentInfo
 from e2rank.index.staging import Staging, keep_only
@@ -182,7 +183,7 @@ class _Build:
         )
         part.rename(final)
         try:
-            sync_folder(final.parent)
+            sync(final.parent)
             manifest.save(self._folder)
         except BaseException:
             # An interrupt may come after the manifest is in place: then the index is whole.

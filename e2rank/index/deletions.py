@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from e2rank.index.files import check_file, damaged, write_atomically
+from e2rank.durable import write_atomically
+from e2rank.index.files import check_file, damaged
 from e2rank.index.manifest import NAME, Manifest, SegmentInfo
 from e2rank.index.target import DELETED
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from e2rank.config import IndexConfig
+from e2rank.durable import sync
 from e2rank.errors import MissingExtra
-from e2rank.index.files import damaged, sync_file
+from e2rank.index.files import damaged
 from e2rank.index.forks import Lock
 
 CHUNK = 65_536
@@ -202,7 +203,7 @@ def _write(faiss: Any, index: Any, path: Path, count: int) -> None:
     """Write and read back: on a full disk FAISS may cut a file short without an error."""
     try:
         faiss.write_index(index, str(path))
-        sync_file(path)
+        sync(path)
         written = read(path).ntotal
     except RuntimeError as error:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: durable writes, hashes, one writer at a time."""
+"""Files of an index, compared with its manifest, and one writer at a time."""
 
 import contextlib
 import fcntl
@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import xxhash
-
+from e2rank.durable import file_entry
 from e2rank.errors import IndexBusy, IndexFormatError
 
 LOCK = ".lock"
@@ -25,41 +24,6 @@ _ADAPTER = re.compile(r"(.*/)?adapter-\d{6,}/(?!(manifest\.json|segments)$)[^/]+
 """Files of an index's own adapter, which it can be searched without."""
 
 _log = logging.getLogger("e2rank")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside `path`, make it durable, and rename it into place."""
-    side = path.with_name(path.name + ".part")
-    with side.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    side.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_file(path: Path) -> None:
-    """Make the bytes of a closed file durable; a disk that was full says so here at the latest."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def file_entry(path: Path) -> dict[str, int | str]:
-    """Size and xxh3 of a file, as the manifest records them."""
-    state = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return {"bytes": path.stat().st_size, "xxh3": state.hexdigest()}
 
 
 def remedy(path: Path) -> str:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from e2rank.config import IndexConfig
+from e2rank.durable import file_entry, sync, write_atomically
 from e2rank.index import dense, postings, seismic
 from e2rank.index.codec import Codebook
-from e2rank.index.files import file_entry, sync_file, write_atomically
 from e2rank.index.staging import Staging
 from e2rank.index.table import write_table
 from e2rank.index.token_files import finish_tokens
@@ -39,7 +39,7 @@ def finish(
     for name in (TABLE, DENSE, SEISMIC):
         (folder / name).unlink(missing_ok=True)
     write_table(folder / TABLE, staging.read_spool())
-    sync_file(folder / TABLE)
+    sync(folder / TABLE)
     others = staging.arrays.keys() - {"tokens", "token_ends"}
     names = [CONTRACT, TABLE, *(staging.arrays[each].path.name for each in others)]
     names += finish_tokens(staging, config, book)

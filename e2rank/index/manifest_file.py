@@ -1,14 +1,12 @@
 """The manifest's file: its format, its seal, and what older formats left out."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
+from e2rank.durable import is_sealed, sealed, write_atomically
 from e2rank.errors import IndexFormatError
-from e2rank.index.files import damaged, write_atomically
+from e2rank.index.files import damaged
 
 FORMAT = 4
 """What is read at most. Format 4 is written where there are sparse vectors or a setting that came
@@ -20,8 +18,6 @@ SEALED = 3
 KIND = "e2rank-index"
 
 _OLD = {"encoder", "config", "segments", "tombstones", "files"}
-_SEAL = re.compile(rb',\n  "checksum": "([0-9a-f]{16})"\n}\n')
-_SEAL_BYTES = 37
 
 
 def write(path: Path, fields: dict[str, Any]) -> None:
@@ -32,9 +28,7 @@ def write(path: Path, fields: dict[str, Any]) -> None:
         fields: what it says, JSON-able; "format" is the number of its format.
     """
     said = {"format": fields["format"], "kind": KIND, **fields}
-    body = json.dumps(said, indent=2, ensure_ascii=False).encode()
-    seal = f',\n  "checksum": "{xxhash.xxh3_64_hexdigest(body)}"\n}}\n'
-    write_atomically(path, body.removesuffix(b"\n}") + seal.encode())
+    write_atomically(path, sealed(said))
 
 
 def read(path: Path, names: set[str]) -> tuple[int, dict[str, Any]]:
@@ -91,9 +85,7 @@ def _unseal(fields: dict[str, Any], raw: bytes, names: set[str]) -> None:
     Raises:
         KeyError, ValueError: if it is not what was written.
     """
-    seal = _SEAL.fullmatch(raw[-_SEAL_BYTES:])
-    body = raw[:-_SEAL_BYTES] + b"\n}"
-    if seal is None or xxhash.xxh3_64_hexdigest(body).encode() != seal[1]:
+    if not is_sealed(raw):
         raise ValueError("it differs from its own checksum")
     del fields["checksum"]
     _exactly(fields, names)

@@ -9,9 +9,9 @@ from pathlib import Path
 import xxhash
 import zstandard
 
+from e2rank.durable import sync
 from e2rank.errors import IndexFormatError
 from e2rank.index import tar
-from e2rank.index.files import sync_folder
 from e2rank.index.frame import OneFrame
 from e2rank.index.manifest import NAME, Manifest
 from e2rank.index.shipping import (
@@ -71,7 +71,7 @@ def pack(folder: str | Path, archive: str | Path, *, progress: Progress | None =
         file.flush()
         os.fsync(file.fileno())
         side.rename(archive)
-    sync_folder(archive.parent)
+    sync(archive.parent)
     return sha256.hexdigest()
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from e2rank.config import IndexConfig
+from e2rank.durable import sync
 from e2rank.errors import MissingExtra
-from e2rank.index.files import damaged, sync_file
+from e2rank.index.files import damaged
 from e2rank.index.postings import CHUNK, Vectors
 
 SETTINGS = {
@@ -97,7 +98,7 @@ def build(path: Path, vectors: Vectors, dim: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         if done.returncode or said != str(len(vectors[2])):
             raise RuntimeError(f"seismic cannot build {path}: {said}")
-        sync_file(made)
+        sync(made)
         made.replace(path)
     finally:
         given.unlink(missing_ok=True)

@@ -12,8 +12,9 @@ from typing import Any
 
 import xxhash
 
+from e2rank.durable import sync
 from e2rank.errors import IndexFormatError
-from e2rank.index.files import check_size, damaged, sync_file, sync_folder
+from e2rank.index.files import check_size, damaged
 from e2rank.index.manifest import NAME, Manifest
 
 _log = logging.getLogger("e2rank")
@@ -174,11 +175,11 @@ def read_checked(path: Path, entry: Mapping[str, Any]) -> Iterator[bytes]:
 def put_in_place(side: Path, folder: Path, manifest: Manifest) -> None:
     """Make a whole index folder durable, then rename it to where it belongs."""
     for name in (NAME, *manifest.files):
-        sync_file(side / name)
+        sync(side / name)
     for path in (*side.rglob("*"), side):
         if path.is_dir():
-            sync_folder(path)
+            sync(path)
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     side.rename(folder)
-    sync_folder(folder.parent)
+    sync(folder.parent)

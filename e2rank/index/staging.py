@@ -13,10 +13,10 @@ import numpy as np
 import xxhash
 
 from e2rank.documents import Document
+from e2rank.durable import write_atomically
 from e2rank.errors import CorpusError
 from e2rank.index import codec
 from e2rank.index.codec import Codebook
-from e2rank.index.files import write_atomically
 from e2rank.index.grown import HEADER, GrownArray, GrownFile
 from e2rank.index.manifest import EncoderInfo
 from e2rank.index.postings import FORWARD

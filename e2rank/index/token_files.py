@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from e2rank.config import IndexConfig
+from e2rank.durable import sync
 from e2rank.index import codec, token_search
 from e2rank.index.codec import Codebook
-from e2rank.index.files import sync_file
 from e2rank.index.mapped import mapped
 from e2rank.index.staging import Staging
 from e2rank.index.tokens import CODEBOOK, CODES, ROWS, Tokens, floats_of, kind_of, names_of
@@ -78,7 +78,7 @@ def write_codes(segment: Path, book: Codebook) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, len(rows), step):
             file.write(codec.encode(floats_of(rows[start : start + step]), book).tobytes())
-    sync_file(segment / CODES)
+    sync(segment / CODES)
 
 
 def write_codebook(segment: Path, book: Codebook) -> None:
@@ -88,4 +88,4 @@ def write_codebook(segment: Path, book: Codebook) -> None:
         OSError: if the disk is full.
     """
     np.save(segment / CODEBOOK, book.to_array())
-    sync_file(segment / CODEBOOK)
+    sync(segment / CODEBOOK)

@@ -11,17 +11,11 @@ from typing import Any
 import numpy as np
 
 from e2rank.documents import SparseVectors
+from e2rank.durable import file_entry, sync
 from e2rank.errors import CorpusError, IndexFormatError, MissingExtra
 from e2rank.index import postings
 from e2rank.index.derived import Derived, Make, derived
-from e2rank.index.files import (
-    check_file,
-    damaged,
-    file_entry,
-    one_writer,
-    remedy,
-    sync_folder,
-)
+from e2rank.index.files import check_file, damaged, one_writer, remedy
 from e2rank.index.manifest import Manifest
 from e2rank.index.segment import Segment
 from e2rank.index.sparse import Sparse
@@ -183,7 +177,7 @@ def _rebuilt(folder: Path, names: Sequence[str], make: Make) -> dict[str, dict[s
         raise damaged(where, error) from error
     finally:
         shutil.rmtree(side)
-    sync_folder(where)
+    sync(where)
     return {name: file_entry(folder / name) for name in names}
 
 

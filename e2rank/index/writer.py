@@ -11,17 +11,13 @@ from typing import Any, Self
 import numpy as np
 
 from e2rank.documents import Document, as_documents
+from e2rank.durable import file_entry, sync
 from e2rank.errors import IndexFormatError
 from e2rank.index import making
 from e2rank.index.again import Again
 from e2rank.index.batches import BatchEncoder
 from e2rank.index.deletions import write_alive
-from e2rank.index.files import (
-    file_entry,
-    one_writer,
-    sync_file,
-    sync_folder,
-)
+from e2rank.index.files import one_writer
 from e2rank.index.making import Maker, Part
 from e2rank.index.manifest import Manifest
 from e2rank.index.segment import unknown, warn_of_unknown
@@ -222,9 +218,9 @@ class Writer:
                 remove(folder)
             write(folder)
             for path in sorted(folder.iterdir()):
-                sync_file(path)
+                sync(path)
                 files[f"{name}/{path.name}"] = file_entry(path)
-            sync_folder(folder)
+            sync(folder)
         self._adapter, self._adapter_files, self._changed = name, files, True
 
     def commit(self) -> Store:
@@ -254,8 +250,8 @@ class Writer:
             next_segment=self._maker.next,
             adapter=self._adapter,
         )
-        sync_folder(self.folder / "segments")
-        sync_folder(self.folder)
+        sync(self.folder / "segments")
+        sync(self.folder)
         # Opened first: nothing may fail between the commit and its being known here.
         new = Store(self.folder, manifest, [part.segment for part in self._parts])
         before = self.base

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-import xxhash
 
+from e2rank.durable import file_entry
 from e2rank.train import distributed, model, saving
 from e2rank.train.checkpoint import Checkpoint
 from e2rank.train.config import TrainConfig
@@ -256,8 +256,4 @@ def _file_hash(path: Path) -> str:
     """xxh3 of a file's bytes; an empty string where there is none, which reading it will refuse."""
     if not path.is_file():
         return ""
-    state = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            state.update(part)
-    return state.hexdigest()
+    return str(file_entry(path)["xxh3"])

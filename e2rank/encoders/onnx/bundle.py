@@ -5,10 +5,8 @@ import json
 from pathlib import Path
 from typing import Any, Self, cast
 
-import xxhash
-
 from e2rank.contract import Contract
-from e2rank.encoders.onnx.sealed import is_sealed, sealed
+from e2rank.durable import file_entry, is_sealed, sealed
 
 NAME, CONTRACT, TOKENIZER, PARITY = "bundle.json", "contract.json", "tokenizer.json", "parity.json"
 SPARSE_QUERIES = "sparse_queries.npy"
@@ -69,7 +67,9 @@ class Bundle:
     def save(self, folder: Path) -> None:
         """Write bundle.json, sealed, with the hashes of every file that lies beside it now."""
         others = sorted(each for each in folder.iterdir() if each.name != NAME)
-        fields = dataclasses.asdict(self) | {"files": {each.name: _entry(each) for each in others}}
+        fields = dataclasses.asdict(self) | {
+            "files": {each.name: file_entry(each) for each in others}
+        }
         (folder / NAME).write_bytes(sealed({"kind": KIND, "format": FORMAT} | fields))
 
     @classmethod
@@ -100,7 +100,7 @@ class Bundle:
         """
         for name in {graph, f"{graph}.data"} & self.files.keys():
             try:
-                same = _entry(folder / name) == self.files[name]
+                same = file_entry(folder / name) == self.files[name]
             except (FileNotFoundError, NotADirectoryError):
                 raise BundleError(
                     f"{folder / name} was removed since the bundle was opened, and is first needed "
@@ -167,18 +167,10 @@ def _read(folder: Path) -> dict[str, Any]:
     return cast(dict[str, Any], fields)
 
 
-def _entry(path: Path) -> dict[str, Any]:
-    state = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return {"bytes": path.stat().st_size, "xxh3": state.hexdigest()}
-
-
 def _check(path: Path, entry: dict[str, Any]) -> None:
     if not path.is_file():
         raise BundleError(f"{path} is missing: the bundle is damaged; copy or export it again")
-    if (found := _entry(path)) != entry:
+    if (found := file_entry(path)) != entry:
         raise BundleError(
             f"{path} is damaged: {found['bytes']} bytes of hash {found['xxh3']}, expected "
             f"{entry['bytes']} of {entry['xxh3']}; copy or export it again"

@@ -3,11 +3,12 @@
 import contextlib
 import glob
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from e2rank.durable import sync
 
 _log = logging.getLogger("e2rank.onnx")
 
@@ -35,10 +36,10 @@ def in_place_when_whole(folder: Path) -> Iterator[Path]:
     try:
         yield side
         for each in side.iterdir():
-            _sync(each)
+            sync(each)
         side.chmod(0o755)
         side.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(side, ignore_errors=True)
 
@@ -48,11 +49,3 @@ def _left_by_others(folder: Path) -> list[Path]:
     # As many characters as tempfile adds.
     pattern = f".{glob.escape(folder.name)}.????????"
     return sorted(each for each in folder.parent.glob(pattern) if each.is_dir())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
