@@ -23,6 +23,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "prompt": get_args(Prompt),
 }
 
+# Of a rerank for which none was chosen.
+_WEIGHT = 0.6
+
 # A field that came later is left out of the digest while it has its default, so that what was
 # made before it came keeps its fingerprint.
 _LATER = ("token_dim", "token_layers", "rerank", "prompt", "sparse_dim", "sparse_terms")
@@ -51,12 +54,13 @@ class Contract:
         family: which listwise prompt the model reads.
         pooling: which positions become the vector.
         dim: length of that vector.
-        query_tokens: budget of one query.
+        query_tokens: budget of one query; a decoder's prompt shows more of it where there is room.
         document_tokens: budget of one document.
         prompt_tokens: budget of a whole listwise prompt.
         prompt_document_tokens: most tokens of one document inside a prompt.
         list_sizes: numbers of documents a prompt had in training; empty when it had none.
-        fusion_weight: share of the rerank's score in the final one, 0 to 1.
+        fusion_weight: share of the score of the model's own rerank in the final one, 0 to 1; other
+            kinds have .6, see `weight_of`.
         token_dim: length of the token vectors of late interaction; 0 where the model gives none.
         token_layers: how many of its last layers the token vectors are made from.
         sparse_dim: terms of the vocabulary of its sparse vectors; 0 where the model gives none.
@@ -83,7 +87,7 @@ class Contract:
     prompt_tokens: int = 2048
     prompt_document_tokens: int = 96
     list_sizes: tuple[int, ...] = ()
-    fusion_weight: float = 0.6
+    fusion_weight: float = _WEIGHT
     token_dim: int = 0
     token_layers: int = 2
     rerank: Rerank = "listwise"
@@ -120,6 +124,10 @@ class Contract:
         """Whether the model was trained to read listwise prompts."""
         return bool(self.list_sizes)
 
+    def weight_of(self, rerank: Rerank) -> float:
+        """The share of a rerank's score in the final one: `fusion_weight` is that of one kind."""
+        return self.fusion_weight if rerank == self.rerank else _WEIGHT
+
     def listwise(self, query: str, documents: Sequence[str]) -> str:
         """The decoder family's listwise prompt as one string, nothing cut.
 
@@ -141,7 +149,7 @@ class Contract:
         """The contract `to_dict` wrote.
 
         Raises:
-            ValueError: if a field is unknown or missing.
+            ValueError: if a field is unknown, missing or of another type: some write one by hand.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = fields.keys() - known
@@ -154,6 +162,9 @@ class Contract:
         }
         if missing := required - fields.keys():
             raise ValueError(f"the contract lacks the field {sorted(missing)[0]!r}")
+        for field in dataclasses.fields(cls):
+            if field.name in fields:
+                _check_type(field.name, field.type, fields[field.name])
         return cls(**{**fields, "list_sizes": tuple(fields.get("list_sizes", ()))})
 
     def digest(self) -> str:
@@ -164,6 +175,23 @@ class Contract:
                 del fields[name]
         canonical = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         return xxhash.xxh3_64_hexdigest(canonical.encode())
+
+
+def _check_type(name: str, kind: Any, value: Any) -> None:
+    if kind in (int, float):
+        fits, said = _is_number(value, kind), "a number" if kind is float else "a whole number"
+    elif name == "list_sizes":
+        fits = isinstance(value, list | tuple) and all(_is_number(each, int) for each in value)
+        said = "a list of whole numbers"
+    else:
+        fits, said = isinstance(value, str), "a string"
+    if not fits:
+        raise ValueError(f"{name} is {value!r}; expected {said}")
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    # True is a whole number to Python.
+    return isinstance(value, int | kind) and not isinstance(value, bool)
 
 
 def fair_share(lengths: Sequence[int], room: int, most: int) -> int:

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ir_measures
+import numpy as np
 import pytest
+from encoders_support import made, qwen, tiny_qwen
 from gather_support import Words
 
 from e2rank import Document, Engine
 from e2rank.cli import main
+from e2rank.contract import Contract
 from e2rank.encoders import presets
 from e2rank.encoders.hashing import HashingEncoder
+from e2rank.encoders.presets import e2rank_contract
 from e2rank.evaluate.trec import read_run
 from e2rank.rerank.refine import MaxSim
 
@@ -539,3 +543,49 @@ def test_reading_an_index_changes_none_of_its_files(run: Run, index: Path) -> No
     run("search", index, QUERY)
     run("show", index, "--verify")
     assert sorted((path, path.stat().st_mtime_ns) for path in index.rglob("*")) == before
+
+
+def test_a_contract_is_printed_and_changed(run: Run) -> None:
+    known = run("contract", "e2rank-0.6b")
+    assert Contract.from_dict(json.loads(known.out)) == e2rank_contract(1024)
+    change = 'prompt_query="\\nSearch Query: "'
+    fields = json.loads(run("contract", "e2rank-0.6b", "--set", change, "--set", "dim=32").out)
+    assert fields == json.loads(known.out) | {"prompt_query": "\nSearch Query: ", "dim": 32}
+
+
+def test_a_folder_of_weights_is_read_under_the_contract_written_into_it(
+    run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    tiny_qwen().save_pretrained(folder)
+    qwen().save_pretrained(folder)
+    assert run("contract", "e2rank-0.6b", "--out", folder).status == 0
+    found = presets.load_encoder(folder, device="cpu")
+    known = made(e2rank_contract(32), side="left")
+    assert found.contract == known.contract
+    for one, other in (
+        (found.encode_documents([QUERY]), known.encode_documents([QUERY])),
+        (found.encode_prompts([QUERY], [["a", "b"]]), known.encode_prompts([QUERY], [["a", "b"]])),
+    ):
+        np.testing.assert_allclose(one.vectors, other.vectors, rtol=0, atol=1e-6)
+    again = run("contract", "minilm-base", "--out", folder)
+    assert (again.status, "contract.json" in again.err) == (1, True)
+    assert presets.load_encoder(folder, device="cpu").contract == known.contract
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["minilm"], "'minilm' is no preset with a contract; expected minilm-base, "),
+        (["e2rank-0.6b", "--set", "query_token=3"], "no field 'query_token'"),
+        (["e2rank-0.6b", "--set", "query_tokens=few"], "query_tokens is 'few'; expected a whole"),
+        (["e2rank-0.6b", "--out", "{}"], "holds no model: it has no config.json"),
+    ],
+)
+def test_a_contract_that_no_model_could_keep_is_refused(
+    run: Run, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    found = run("contract", *(each.format(tmp_path) for each in arguments))
+    assert found.status == 1
+    assert says in found.err
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from e2rank.contract import Contract, fair_share
+from e2rank.contract import Contract, Rerank, fair_share
 from e2rank.encoders.presets import e2rank_contract
 
 CONTRACT = Contract(family="decoder", pooling="last", dim=8, list_sizes=(16, 20))
@@ -96,6 +96,31 @@ def test_a_missing_field_is_refused_by_name(name: str) -> None:
 def test_nonsense_is_refused_by_the_name_of_its_field(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"^{name} is"):
         dataclasses.replace(CONTRACT, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("query_tokens", "20", "a whole number"),
+        ("query_tokens", 20.0, "a whole number"),
+        ("dim", True, "a whole number"),
+        ("fusion_weight", "half", "a number"),
+        ("query_prefix", None, "a string"),
+        ("pooling", 3, "a string"),
+        ("list_sizes", 16, "a list of whole numbers"),
+        ("list_sizes", ["16"], "a list of whole numbers"),
+    ],
+)
+def test_a_field_of_another_type_is_refused_by_name(name: str, value: object, says: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} is .*; expected {says}$"):
+        Contract.from_dict(CONTRACT.to_dict() | {name: value})
+
+
+@pytest.mark.parametrize("own", ["tokens", "listwise"])
+def test_a_fusion_weight_is_that_of_the_models_own_rerank(own: Rerank) -> None:
+    contract = dataclasses.replace(CONTRACT, token_dim=8, rerank=own, fusion_weight=0.9)
+    found = {kind: contract.weight_of(kind) for kind in ("tokens", "listwise")}
+    assert found == {"tokens": 0.6, "listwise": 0.6} | {own: 0.9}
 
 
 def test_a_prompt_is_trained_when_it_had_list_sizes() -> None:

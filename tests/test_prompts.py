@@ -278,14 +278,22 @@ def test_more_documents_than_a_joint_prompt_can_hold_are_refused(texts: list[str
         bert(QUERY, texts, prompt_tokens=64)
 
 
-@pytest.mark.parametrize("most", [1, 8, 40])
-def test_a_query_in_a_prompt_is_cut_to_its_first_tokens(most: int) -> None:
-    long = abstracts(1)[0]
-    prompt = e2rank(long, ["wing", "lift"], query_tokens=most)
+@pytest.mark.parametrize("most", [150, 201])
+def test_a_query_in_a_prompt_is_cut_to_half_of_it(most: int) -> None:
+    long = " ".join(abstracts(6))
+    changes = {"query_tokens": 20, "prompt_tokens": 2 * most}
+    prompt = e2rank(long, ["wing", "lift"], **changes)
     assert prompt.ids == recipe(first_tokens(long, most), ["wing", "lift"])
     assert prompt.cut
     short = first_tokens(long, most)
-    assert not e2rank(short, ["wing", "lift"], query_tokens=most).cut
+    assert not e2rank(short, ["wing", "lift"], **changes).cut
+
+
+def test_a_query_longer_than_its_own_budget_is_shown_whole_where_a_prompt_has_room() -> None:
+    long, documents = " ".join([*abstracts(6), QUERY]), abstracts(20)
+    prompt = e2rank(long, documents, query_tokens=20)
+    assert prompt.ids == recipe(long, documents)
+    assert not prompt.cut
 
 
 def test_a_query_over_a_whole_prompt_leaves_room_for_documents() -> None:

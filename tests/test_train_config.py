@@ -73,7 +73,7 @@ def test_lists_of_a_recipe_become_tuples_and_go_back() -> None:
 
 def test_the_committed_recipe_is_the_second_stage_as_published() -> None:
     config = load_recipe(TrainConfig, ROOT / "training" / "e2rank-0.6b.toml")
-    assert config.lists == 8 * 8 * 2
+    assert (config.lists, config.negatives_among, config.shuffle) == (8 * 8 * 2, 8, False)
     assert (config.learning_rate, config.schedule, config.warmup) == (5e-6, "linear", 0.03)
     assert (config.epochs, config.steps, config.list_sizes) == (1, None, (16,))
     assert (config.tune, config.train_documents, config.prompt) == ("full", True, "text")

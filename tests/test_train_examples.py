@@ -192,3 +192,23 @@ def changed(**fields: Any) -> Callable[[], Example]:
 def test_an_example_made_in_code_is_checked_too(make: Callable[[], Example], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         make()
+
+
+def test_a_text_that_a_row_holds_twice_is_read_once_with_its_better_label(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    published = {"query": "q", "document": ["a", "b", "a", "c"], "ranking": [2, 3, 4, 1]}
+    ours = {"query": "q", "documents": ["a", "b"], "labels": [1.0, 0.0]}
+    named = {
+        "query": "q",
+        "ids": ["x", "y", "z"],
+        "labels": [0.5, 0.25, 0.75],
+        "first_stage": [9.0, 8.0, 7.0],
+    }
+    path = written(tmp_path / "some.jsonl", published, ours, named)
+    first, second, third = read_examples(path, {"x": "one", "y": "two", "z": "one"}.__getitem__)
+    assert (first.documents, first.labels) == (("b", "a", "c"), (3.0, 2.0, 1.0))
+    assert (second.documents, second.labels) == (("a", "b"), (1.0, 0.0))
+    assert (third.documents, third.ids) == (("two", "one"), ("y", "z"))
+    assert (third.labels, third.first_stage) == ((0.25, 0.75), (8.0, 7.0))
+    assert "some.jsonl: 2 rows hold a text twice" in caplog.text

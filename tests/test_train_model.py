@@ -94,6 +94,16 @@ def test_documents_of_lists_of_one_query_are_no_negatives_of_each_other() -> Non
             assert wanted.negatives[row, place] == expected, (mine, text)
 
 
+@pytest.mark.parametrize("among", [1, 2, 3, 9])
+def test_negatives_are_of_the_lists_of_a_group(among: int) -> None:
+    everywhere, wanted = targets(BATCH), targets(BATCH, among)
+    for row, each in enumerate(everywhere.negatives.tolist()):
+        start = row - row % among
+        group = {text for one in BATCH.examples[start : start + among] for text in one.documents}
+        expected = [was and text in group for was, text in zip(each, wanted.texts, strict=True)]
+        assert wanted.negatives[row].tolist() == expected
+
+
 @pytest.mark.parametrize("listwise", LISTWISE)
 def test_labels_that_float32_would_make_equal_are_ordered(listwise: str) -> None:
     config = dataclasses.replace(CONFIG, listwise=listwise)

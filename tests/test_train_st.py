@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from encoders_support import qwen, tiny_qwen
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -20,8 +21,12 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from e2rank.train.config import TrainConfig
 from e2rank.train.contrastive import infonce
+from e2rank.train.examples import Example
 from e2rank.train.losses import LISTWISE
+from e2rank.train.objective import objective, targets
+from e2rank.train.sampling import ListBatch
 from e2rank.train.st import ListwiseLoss
 
 WORDS = [f"w{number}" for number in range(40)]
@@ -151,6 +156,40 @@ def test_another_list_of_the_same_query_holds_none_of_its_negatives(
     positives = torch.tensor([1, 3, 6, 11])
     wanted = infonce(vector["query"], documents.reshape(12, 16), positives, 0.03, allowed)
     torch.testing.assert_close(found, wanted)
+
+
+def test_the_loss_is_that_of_a_training_of_the_same_lists(model: SentenceTransformer) -> None:
+    columns = texts()
+    # One list's positive is another's worst, and one text is a document of three lists.
+    columns["document_2"][0] = columns["document_3"][1]
+    columns["document_1"][3] = columns["document_1"][2] = columns["document_1"][0]
+    columns["query"][3] = columns["query"][1]
+    examples = []
+    for row, gains in enumerate(GAINS):
+        held = [place for place, gain in enumerate(gains) if not math.isnan(gain)]
+        own = tuple(columns[f"document_{place + 1}"][row] for place in held)
+        given = tuple(gains[place] for place in held)
+        examples.append(Example(columns["query"][row], own, given))
+    wanted = targets(ListBatch(tuple(examples), "", 3))
+    config = TrainConfig(data=("a",), out="a", temperature=0.05, weight=1.5, scale=7.0)
+    rows = [
+        normalize(model.encode(list(each), convert_to_tensor=True), dim=-1)
+        for each in (columns["query"], columns["prompt"], wanted.texts)
+    ]
+    features = [model.preprocess(column) for column in columns.values()]
+    loss = ListwiseLoss(model, temperature=0.05, weight=1.5, scale=7.0)
+    found = loss(features, torch.tensor(GAINS))
+    torch.testing.assert_close(found, objective(config, wanted, *rows).total)
+
+
+def test_a_model_that_reads_finished_prompts_through_a_chat_template_is_refused(
+    tmp_path: Path,
+) -> None:
+    tiny_qwen().save_pretrained(tmp_path / "bare")
+    qwen().save_pretrained(tmp_path / "bare")
+    wrapping = SentenceTransformer(str(tmp_path / "bare"), device="cpu")
+    with pytest.raises(ValueError, match="its chat template"):
+        ListwiseLoss(wrapping)
 
 
 def test_integer_labels_are_read_as_gains(model: SentenceTransformer) -> None:

@@ -13,6 +13,7 @@ from e2rank.cli import measuring as measuring
 from e2rank.cli import ship as ship
 from e2rank.cli import training as training
 from e2rank.cli import upkeep as upkeep
+from e2rank.cli import wording as wording
 from e2rank.cli.commands import app
 
 __all__ = ["app", "main"]

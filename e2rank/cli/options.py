@@ -1,8 +1,9 @@
 """What several commands take: the same option, the same words, everywhere."""
 
 import enum
+import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +36,10 @@ class Kind(enum.StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="KEY=VALUE in its place; may come several times."),
+]
 Rerank = Annotated[
     list[Ranker] | None, typer.Option(help="How to rerank; give it several times to compare.")
 ]
@@ -100,3 +105,18 @@ RunOut = Annotated[
         "their own."
     ),
 ]
+
+
+def changed(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value as TOML reads it; what TOML does not read is a string.
+
+    >>> changed("lists=8"), changed("list_sizes=[5, 10]"), changed("base=minilm-base")
+    (('lists', 8), ('list_sizes', [5, 10]), ('base', 'minilm-base'))
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"--set {text!r} is no KEY=VALUE, such as --set lists=8")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value

@@ -41,14 +41,11 @@ def train(
     resume: Annotated[
         bool, typer.Option(help="Continue a run that was interrupted; not for heads.")
     ] = False,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="KEY=VALUE in place of the recipe's; may come several times."),
-    ] = None,
+    changes: options.Changes = None,
 ) -> None:
     """Train a model to read listwise prompts, or a head for token or sparse vectors."""
     _check_installed()
-    changed = dict(map(_changed, changes or []))
+    changed = dict(map(options.changed, changes or []))
     if (kind := _kind(recipe, changed)) is not None:
         out = _train_head(kind, recipe, changed, resume=resume)
     else:
@@ -204,18 +201,3 @@ def _check_installed() -> None:
     for name, extra in (("torch", "torch"), ("transformers", "torch")):
         if find_spec(name) is None:
             raise MissingExtra(name, extra=extra)
-
-
-def _changed(text: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value as TOML reads it; what TOML does not read is a string.
-
-    >>> _changed("lists=8"), _changed("list_sizes=[5, 10]"), _changed("base=minilm-base")
-    (('lists', 8), ('list_sizes', [5, 10]), ('base', 'minilm-base'))
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ValueError(f"--set {text!r} is no KEY=VALUE, such as --set lists=8")
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, value

@@ -159,16 +159,11 @@ def _bge_small(name: str, device: str | None) -> Encoder:
     return load_transformer(name, str(local_model("bge-small-en-v1.5")), BGE_SMALL, device=device)
 
 
-def _e2rank(
-    size: str, dim: int, *, prompt_trained: bool = True
-) -> Callable[[str, str | None], Encoder]:
+def _e2rank(size: str) -> Callable[[str, str | None], Encoder]:
     def load(name: str, device: str | None) -> Encoder:
         from e2rank.encoders.load import load_transformer
 
-        source, contract = f"Alibaba-NLP/E2Rank-{size}", e2rank_contract(dim)
-        if not prompt_trained:
-            contract = dataclasses.replace(contract, list_sizes=())
-        return load_transformer(name, source, contract, device=device)
+        return load_transformer(name, f"Alibaba-NLP/E2Rank-{size}", CONTRACTS[name], device=device)
 
     return load
 
@@ -224,9 +219,19 @@ PRESETS: dict[str, Callable[[str, str | None], Encoder]] = {
     "minilm": _minilm,
     "minilm-base": _minilm_base,
     "bge-small": _bge_small,
-    "e2rank-0.6b": _e2rank("0.6B", 1024),
+    "e2rank-0.6b": _e2rank("0.6B"),
     # Where the training of listwise prompts starts from.
-    "e2rank-0.6b-embedding": _e2rank("0.6B-Embedding-Only", 1024, prompt_trained=False),
-    "e2rank-4b": _e2rank("4B", 2560),
-    "e2rank-8b": _e2rank("8B", 4096),
+    "e2rank-0.6b-embedding": _e2rank("0.6B-Embedding-Only"),
+    "e2rank-4b": _e2rank("4B"),
+    "e2rank-8b": _e2rank("8B"),
 }
+
+CONTRACTS: dict[str, Contract] = {
+    "minilm-base": MINILM,
+    "bge-small": BGE_SMALL,
+    "e2rank-0.6b": e2rank_contract(1024),
+    "e2rank-0.6b-embedding": dataclasses.replace(e2rank_contract(1024), list_sizes=()),
+    "e2rank-4b": e2rank_contract(2560),
+    "e2rank-8b": e2rank_contract(4096),
+}
+"""The contracts of presets without heads: what a model of one's own may be read under, too."""

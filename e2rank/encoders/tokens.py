@@ -85,7 +85,9 @@ class Wording:
     def prompts(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[Tokens]:
         """One listwise prompt a query; its documents are cut to a fair share of the budget.
 
-        A query is cut to the contract's `query_tokens`.
+        A bidirectional encoder's query is cut to the contract's `query_tokens`, as it is without
+        documents. A decoder's is cut only where it would take more than half of the prompt, too:
+        what is asked often stands last, so documents go before it.
 
         Raises:
             ValueError: if a query leaves no room for its documents.
@@ -137,8 +139,9 @@ class Wording:
     def _turn(self, query: str, documents: Sequence[str]) -> Tokens:
         """Decoder family: cut the texts, then tokenise the whole prompt as training did."""
         contract = self.contract
-        (query,), (asked,) = self._beginnings([query], "text", contract.query_tokens)
-        query, over = _head(query, asked, contract.query_tokens), asked.ids[contract.query_tokens :]
+        most = max(contract.query_tokens, contract.prompt_tokens // 2)
+        (query,), (asked,) = self._beginnings([query], "text", most)
+        query, over = _head(query, asked, most), asked.ids[most:]
         documents, pieces = self._beginnings(documents)
         lengths = [len(each.ids) for each in pieces]
         fixed = len(self._ids(contract.listwise(query, [""] * len(documents))))

@@ -47,7 +47,7 @@ class TokenReranker:
                 f"{encoder.name} gives no token vectors; use rerank='listwise' or rerank=False"
             )
         self.encoder = encoder
-        self.fusion_weight = encoder.contract.fusion_weight
+        self.fusion_weight = encoder.contract.weight_of("tokens")
         self._maxsim, self._cosine = cast(Blending, encoder).blend()
 
     def score(self, queries: Sequence[str], pools: Sequence[Candidates]) -> list[Scored]:

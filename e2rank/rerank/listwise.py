@@ -29,6 +29,9 @@ class VectorPrompting(Protocol):
 class ListwiseReranker:
     """Cosine between the listwise prompt's embedding and every candidate's stored vector.
 
+    A search adds the first stage's scores, as the contract's `fusion_weight` has it; `fuse=1.0`
+    takes the cosines alone, as published, and RankGPT's order where the plan is of windows.
+
     With the default plan only the first `shown` texts enter the prompt and all n candidates are
     scored, at the price of one encoded prompt a query. Candidates without stored vectors of this
     encoder are encoded first, and counted.
@@ -57,7 +60,7 @@ class ListwiseReranker:
         self.encoder = encoder
         self.plan: Plan = plan or Full()
         self.prompt: Prompt = prompt or encoder.contract.prompt
-        self.fusion_weight = encoder.contract.fusion_weight
+        self.fusion_weight = encoder.contract.weight_of("listwise")
         trained = encoder.contract.prompt_trained and encoder.contract.prompt == self.prompt
         if self.prompt == "vectors" and not trained:
             raise ValueError(

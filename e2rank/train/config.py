@@ -22,6 +22,7 @@ _LEAST = {
     "prompt_document_tokens": 1,
     "weight": 0,
     "lists": 1,
+    "negatives_among": 1,
     "token_budget": 1,
     "chunk_tokens": 1,
     "epochs": 1,
@@ -83,7 +84,9 @@ class TrainConfig:
         teacher_temperature: labels are divided by it; only losses that look at differences of
             labels, not at their order alone, notice.
         list_sizes: most documents of a list, drawn for each batch.
-        lists: lists of a batch, over all processes; all of them are each other's negatives.
+        lists: lists of a batch, over all processes.
+        negatives_among: so many lists of a batch at a time are each other's negatives, as they are
+            on one device that gathers none from others; None for all.
         token_budget: most tokens of a batch, see `Sampling`.
         shuffle: whether documents are shown in random order.
         chunk_tokens: tokens, padding included, whose graph is held at a time in each process;
@@ -132,6 +135,7 @@ class TrainConfig:
     teacher_temperature: float = 1.0
     list_sizes: tuple[int, ...] = tuple(range(5, 21))
     lists: int = 32
+    negatives_among: int | None = None
     token_budget: int | None = None
     shuffle: bool = True
     chunk_tokens: int = 8192

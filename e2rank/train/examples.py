@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import IO, Any
 
 from e2rank.corpus import read_corpus, read_records
 from e2rank.errors import CorpusError
+
+_log = logging.getLogger("e2rank")
 
 _PUBLISHED = frozenset({"query", "document", "ranking", "source"})
 _OURS = frozenset({"query", "documents", "labels", "first_stage", "ids", "source"})
@@ -75,7 +78,9 @@ def read_examples(path: str | Path, text: Callable[[str], str] | None = None) ->
       "ids"?: [id], "source"?}`, labels higher for better.
     - ours by reference: the same without "documents", but with "ids".
 
-    No row is ever skipped. A row without a source is from a data set named as the file is.
+    No row is ever skipped. A row without a source is from a data set named as the file is. A text
+    that a row holds twice is read once, with the better of its labels; a line of the log says how
+    many rows had one.
 
     Args:
         path: the file.
@@ -89,11 +94,21 @@ def read_examples(path: str | Path, text: Callable[[str], str] | None = None) ->
     if not file.is_file():
         raise CorpusError(f"{file} does not exist; expected a .jsonl or a .jsonl.gz of examples")
     stem = file.name.removesuffix(".gz").removesuffix(".jsonl")
+    repeated = 0
     for number, row in read_records(file):
         try:
-            yield _example({"source": stem} | row, text)
+            read = _example({"source": stem} | row, text)
         except (ValueError, OverflowError) as error:
             raise CorpusError(f"{file.name} line {number}: {error}") from None
+        once = _each_once(read)
+        repeated += once is not read
+        yield once
+    if repeated:
+        _log.warning(
+            "%s: %d rows hold a text twice; each is read once, with its better label",
+            file.name,
+            repeated,
+        )
 
 
 def read_lists(data: Sequence[str], corpora: Sequence[str]) -> list[Example]:
@@ -185,6 +200,29 @@ def _example(row: Mapping[str, Any], text: Callable[[str], str] | None) -> Examp
         first_stage=_numbers(row, "first_stage") if "first_stage" in row else (),
         ids=ids,
         source=source,
+    )
+
+
+def _each_once(example: Example) -> Example:
+    """Each text once: with two labels it would be pushed down by what pulls it up."""
+    if len(set(example.documents)) == len(example):
+        return example
+    best: dict[str, int] = {}
+    for place, text in enumerate(example.documents):
+        if text not in best or example.labels[place] > example.labels[best[text]]:
+            best[text] = place
+    kept = sorted(best.values())
+
+    def of(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(values[place] for place in kept) if values else ()
+
+    return Example(
+        example.query,
+        of(example.documents),
+        of(example.labels),
+        of(example.first_stage),
+        of(example.ids),
+        example.source,
     )
 
 

@@ -1,15 +1,31 @@
 """What a batch asks of the vectors, and the loss that says how far they are from it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from e2rank.train.config import TrainConfig
 from e2rank.train.contrastive import infonce
 from e2rank.train.losses import LISTWISE
 from e2rank.train.sampling import ListBatch
+
+
+class Settings(Protocol):
+    """What the objective reads of a `TrainConfig`, which says what each is."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def listwise(self) -> str: ...
+    @property
+    def teacher_temperature(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +58,13 @@ class Losses:
     listwise: Tensor
 
 
-def targets(batch: ListBatch) -> Targets:
+def targets(batch: ListBatch, among: int | None = None) -> Targets:
     """What a batch asks for, on the CPU.
 
     A query's negatives are the documents of its list labelled below the best, and those of the
-    lists of other queries. A text that its own list holds is what its own list says, so a positive
-    that another list holds too is no negative. A list of several documents with one label has no
-    best, and takes no part.
+    lists of other queries: of all, or of its group of `among` lists that follow each other. A text
+    that its own list holds is what its own list says, so a positive that another list holds too is
+    no negative. A list of several documents with one label has no best, and takes no part.
     """
     texts = tuple(dict.fromkeys(text for each in batch.examples for text in each.documents))
     number = {text: place for place, text in enumerate(texts)}
@@ -57,7 +73,7 @@ def targets(batch: ListBatch) -> Targets:
     labels = np.zeros((b, n))
     mask = np.zeros((b, n), dtype=bool)
     positives = np.zeros(b, dtype=np.int64)
-    negatives = np.ones((b, len(texts)), dtype=bool)
+    negatives = _in_groups(batch, number, among or b)
     of_query: dict[str, list[int]] = {}
     for each in batch.examples:
         of_query.setdefault(each.query, []).extend(number[text] for text in each.documents)
@@ -75,8 +91,18 @@ def targets(batch: ListBatch) -> Targets:
     return Targets(texts, *map(torch.from_numpy, arrays))
 
 
+def _in_groups(batch: ListBatch, number: Mapping[str, int], size: int) -> np.ndarray:
+    """(b, m) bool: which texts are in a list of the same group as a query's."""
+    found = np.zeros((len(batch.examples), len(number)), dtype=bool)
+    for start in range(0, len(batch.examples), size):
+        group = batch.examples[start : start + size]
+        own = [number[text] for each in group for text in each.documents]
+        found[start : start + size, own] = True
+    return found
+
+
 def objective(
-    config: TrainConfig, wanted: Targets, queries: Tensor, prompts: Tensor, documents: Tensor
+    config: Settings, wanted: Targets, queries: Tensor, prompts: Tensor, documents: Tensor
 ) -> Losses:
     """InfoNCE of the queries + weight * listwise loss of the prompts.
 

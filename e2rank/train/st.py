@@ -1,15 +1,18 @@
 """The E2Rank objective as a loss of sentence-transformers, for `SentenceTransformerTrainer`."""
 
 import logging
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from e2rank.train.contrastive import infonce
+from e2rank.train.examples import Example
 from e2rank.train.losses import LISTWISE
+from e2rank.train.objective import objective, targets
+from e2rank.train.sampling import ListBatch
 
 _log = logging.getLogger("e2rank")
 
@@ -31,10 +34,11 @@ class ListwiseLoss(torch.nn.Module):
     `max_seq_length` like any text, and with it the query that stands last: a batch whose prompts
     reach that length is warned about, once.
 
-    The positive of a query is its best-labelled document, the first of equals. Its negatives are
-    the documents of its list with a lower label and all those of the other lists.
+    Positives and negatives are those of `e2rank train`, see `targets`. To be read here again, the
+    saved model needs its wording beside it: `e2rank contract e2rank-0.6b --out FOLDER`, if its
+    columns were worded so.
 
-    Source: E2Rank, arXiv 2510.22733, whose labels never tie.
+    Source: E2Rank, arXiv 2510.22733.
     """
 
     def __init__(
@@ -54,14 +58,22 @@ class ListwiseLoss(torch.nn.Module):
             scale: of the cosines that the listwise loss sees.
             listwise: one of `LISTWISE`; irpo without a reference.
         Raises:
-            ValueError: if listwise names no loss.
+            ValueError: if listwise names no loss, or the model puts every text, a finished prompt
+                too, into a chat template.
         """
         super().__init__()
+        modalities = getattr(next(iter(model.children()), None), "modality_config", {})
+        if "message" in modalities:
+            raise ValueError(
+                "the model reads every text through its chat template, and so a finished prompt, "
+                "queries and documents a second time; build it from Transformer and Pooling "
+                "modules, with a tokenizer that has no chat template"
+            )
         if listwise not in LISTWISE:
             raise ValueError(f"listwise is {listwise!r}; expected one of {', '.join(LISTWISE)}")
         self.model = model
         self.temperature, self.weight, self.scale = temperature, weight, scale
-        self.listwise = listwise
+        self.listwise, self.teacher_temperature = listwise, 1.0
         self._warned = False
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
@@ -82,36 +94,18 @@ class ListwiseLoss(torch.nn.Module):
                 "columns query, prompt, document_1 .. document_n and n labels a row"
             )
         self._warn_of_cut(columns[1])
-        alike = _alike(columns[0]).to(labels.device)
+        rows = _Rows([_names(column) for column in (columns[0], *columns[2:])], labels)
         queries, prompts, *documents = (
             functional.normalize(self.model(column)["sentence_embedding"].float(), dim=-1)
             for column in columns
         )
-        return self._objective(queries, prompts, torch.stack(documents, 1), labels, alike)
-
-    def _objective(
-        self, queries: Tensor, prompts: Tensor, documents: Tensor, labels: Tensor, alike: Tensor
-    ) -> Tensor:
-        """Both losses of (b, d) queries and prompts and (b, n, d) documents."""
-        b, n = labels.shape
-        real = ~labels.isnan()
-        gains = torch.where(real, labels, -torch.inf)
-        best, places = gains.max(1)
-        lists = torch.arange(b, device=labels.device)
-        # (b, b, n): what a query may be told apart from; a list without documents has no say.
-        allowed = real.expand(b, b, n) & ~alike[:, :, None]
-        allowed[lists, lists] = real & (gains < best[:, None])
-        allowed[~real.any(1)] = False
-        contrast = infonce(
-            queries,
-            documents.flatten(0, 1),
-            lists * n + places,
-            self.temperature,
-            allowed.flatten(1),
-        )
-        cosines = torch.einsum("bd,bnd->bn", prompts, documents)
-        ranking = LISTWISE[self.listwise](self.scale * cosines, labels, real)
-        return contrast + self.weight * ranking
+        if not rows.lists:
+            # No list has a document: nothing to learn, and a graph all the same.
+            return 0 * torch.cat([queries, prompts, *documents]).sum()
+        wanted = targets(ListBatch(tuple(rows.lists.values()), "", labels.shape[1]))
+        each = torch.stack(documents, 1).flatten(0, 1)[[rows.place[text] for text in wanted.texts]]
+        kept = list(rows.lists)
+        return objective(self, wanted, queries[kept], prompts[kept], each).total
 
     def _warn_of_cut(self, prompts: dict[str, Tensor]) -> None:
         # The trainer may have wrapped the model, for several GPUs.
@@ -137,11 +131,28 @@ class ListwiseLoss(torch.nn.Module):
         return "E2Rank, https://arxiv.org/abs/2510.22733"
 
 
-def _alike(queries: dict[str, Tensor]) -> Tensor:
-    """(b, b) bool: which queries of a tokenised batch are the same text."""
-    ids, mask = queries.get("input_ids"), queries.get("attention_mask")
+class _Rows:
+    """The lists of a batch by their row, but those without a document, and where each text is."""
+
+    def __init__(self, names: Sequence[Sequence[str]], labels: Tensor) -> None:
+        """Read b rows: the names of their queries and of n columns of documents, (b, n) labels."""
+        query, *documents = names
+        self.lists: dict[int, Example] = {}
+        self.place: dict[str, int] = {}
+        for row, values in enumerate(labels.tolist()):
+            held = [place for place, value in enumerate(values) if not math.isnan(value)]
+            own = tuple(documents[place][row] for place in held)
+            for place, text in zip(held, own, strict=True):
+                self.place.setdefault(text, row * len(documents) + place)
+            if own:
+                given = tuple(values[place] for place in held)
+                self.lists[row] = Example(query[row], own, given)
+
+
+def _names(column: dict[str, Tensor]) -> list[str]:
+    """Names of a column's texts, equal where their tokens are."""
+    ids, mask = column.get("input_ids"), column.get("attention_mask")
     if ids is None or mask is None:
-        return torch.eye(len(next(iter(queries.values()))), dtype=torch.bool)
-    # Padding has an id that a text may have, too.
-    shown = torch.where(mask.bool(), ids, -1)
-    return (shown[:, None] == shown[None]).all(-1)
+        return [f"{id(column)} {row}" for row in range(len(next(iter(column.values()))))]
+    rows = zip(ids.tolist(), mask.tolist(), strict=True)
+    return [str([token for token, real in zip(*row, strict=True) if real]) for row in rows]
