@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ CHUNK = 65_536
 
 _NEIGHBOURS = 32
 """Rows that HNSW looks at for each place of its beam, about."""
+
+_SAMPLE = 64
+"""Rows near a query by which lists are told to hold allowed ones, at least."""
+
+_SPARE, _FIRST = 1.25, 8
+"""A search looks this much further than it has to, and first at most so many times as far."""
 
 _READING = Lock()
 
@@ -124,9 +131,11 @@ def search(
 ) -> np.ndarray | None:
     """The (q, k) int64 rows that FAISS holds for the best, -1 where it finds fewer.
 
-    Where only a share of the rows is allowed, a search looks at more lists, or has a longer beam:
-    1 / share times as many find as many allowed rows as without, and the power of 2.5 makes up for
-    those that are allowed being elsewhere than the query (benchmarks/bench_filters.py, "apart").
+    Where only some rows are allowed, HNSW and IVF first look about each query, as if all were: a
+    filter or a deletion often takes away just what is near it, and no share of the whole tells. If
+    enough of those rows are allowed, the best of them are the answer. Else the search is widened
+    by the share that was, with a longer beam or more lists; a query of which none was, or whose
+    search would be as wide as all rows, has -1 alone: looking at every allowed row is as quick.
 
     Args:
         index: what `read` gave.
@@ -139,30 +148,83 @@ def search(
     """
     if allowed is None:
         return index.search(queries, k)[1]
-    faiss, n = load_faiss(), len(allowed)
+    faiss = load_faiss()
     selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-    wider = (n / max(int(np.count_nonzero(allowed)), 1)) ** 2.5
-    inner = index
-    while isinstance(inner, faiss.IndexPreTransform):
-        inner = faiss.downcast_index(inner.index)
-    if isinstance(inner, faiss.IndexIVF):
-        lists = math.ceil(wider * (config.nprobe or 1))
-        if lists >= inner.nlist:
-            return None
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=lists)
-    elif isinstance(inner, faiss.IndexHNSW):
-        beam = math.ceil(wider * max(config.ef_search or 16, k))
-        if beam * _NEIGHBOURS >= n:
-            return None
-        parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=beam)
-    else:
-        parameters = faiss.SearchParameters(sel=selector)
+    reach = _Reach.of(index, k, config)
+    if reach is not None:
+        return _about(index, queries, k, allowed, reach, selector)
     try:
-        rows = index.search(queries, k, params=parameters)[1]
+        rows = index.search(queries, k, params=faiss.SearchParameters(sel=selector))[1]
     except RuntimeError:  # a kind that cannot leave rows out
         return None
     # Some kinds take parameters of another kind without a word, and leave nothing out.
     return np.where((rows >= 0) & allowed[rows], rows, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """How far a search of a graph or of lists looks, and how it is made to look further.
+
+    Args:
+        inner: the IndexHNSW or IndexIVF.
+        enough: rows among which the best k are found as well as this index finds them.
+        least: length of the beam, or number of lists, of a search without a filter.
+    """
+
+    inner: Any
+    enough: int
+    least: int
+
+    @classmethod
+    def of(cls, index: Any, k: int, config: IndexConfig) -> "_Reach | None":
+        """That of k rows in this index; None for kinds that look at all rows."""
+        faiss = load_faiss()
+        while isinstance(index, faiss.IndexPreTransform):
+            index = faiss.downcast_index(index.index)
+        if isinstance(index, faiss.IndexHNSW):
+            beam = max(config.ef_search or 16, k)
+            return cls(index, beam, beam)
+        if isinstance(index, faiss.IndexIVF):
+            return cls(index, max(_SAMPLE, k), config.nprobe or 1)
+        return None
+
+    def widened(self, times: float, selector: Any) -> Any:
+        """Parameters of a search that looks so many times as far; None if that is at all rows."""
+        faiss, far = load_faiss(), math.ceil(times * self.least)
+        if isinstance(self.inner, faiss.IndexHNSW):
+            if far * _NEIGHBOURS >= self.inner.ntotal:
+                return None
+            return faiss.SearchParametersHNSW(sel=selector, efSearch=far)
+        if far >= self.inner.nlist:
+            return None
+        return faiss.SearchParametersIVF(sel=selector, nprobe=far)
+
+
+def _about(
+    index: Any, queries: np.ndarray, k: int, allowed: np.ndarray, reach: _Reach, selector: Any
+) -> np.ndarray | None:
+    """`search` of a graph or of lists."""
+    share = np.count_nonzero(allowed) / len(allowed)
+    times = _SPARE / max(share, 1 / _FIRST)
+    if (parameters := reach.widened(times, None)) is None:
+        return None
+    near = index.search(queries, math.ceil(times * reach.enough), params=parameters)[1]
+    good = (near >= 0) & allowed[near]
+    found = good.sum(axis=1)
+    rows = np.full((len(queries), k), -1, dtype=np.int64)
+    done = np.flatnonzero(found >= reach.enough)
+    # Those that are allowed come first, in their order.
+    order = np.argsort(~good[done], axis=1, kind="stable")[:, :k]
+    rows[done] = np.take_along_axis(near[done], order, axis=1)
+    left = np.flatnonzero((found < reach.enough) & (found > 0))
+    # Rounded up, so that many queries are searched together.
+    wider = 2 ** np.ceil(np.log2(_SPARE * near.shape[1] / np.maximum(found, 1)))
+    for each in np.unique(wider[left]):
+        if (parameters := reach.widened(each, selector)) is not None:
+            some = left[wider[left] == each]
+            further = index.search(queries[some], k, params=parameters)[1]
+            rows[some] = np.where((further >= 0) & allowed[further], further, -1)
+    return rows
 
 
 def check(dim: int, config: IndexConfig) -> None:
