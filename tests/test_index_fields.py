@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_where import NUMBERS, TEXTS, defined, documents, patient, wheres
 
+from e2rank.index.columns import Columns
 from e2rank.index.fields import combined, leaf_mask, matching_rows, write_fields
 from e2rank.where import And, Exists, Not, Or, parse_where
 
@@ -30,7 +31,7 @@ def table(
 
 
 def rows(connection: sqlite3.Connection, where: Mapping[str, Any], count: int) -> list[int]:
-    mask = matching_rows(connection, parse_where(where), count)
+    mask = matching_rows(connection, parse_where(where), count, Columns())
     assert mask.shape == (count,)
     assert mask.dtype == bool
     return np.flatnonzero(mask).tolist()
@@ -56,6 +57,45 @@ def test_every_pair_of_awkward_values_compares_as_defined(singles: list[Any]) ->
             where = {"a": {sign: single}}
             expected = [row for row, each in enumerate(records) if defined(where, each)]
             assert rows(connection, where, len(records)) == expected, where
+
+
+@given(
+    st.lists(st.integers(-(2**53) - 2, 2**53 + 2) | st.floats(allow_nan=False, allow_infinity=False)
+             | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=70), max_size=8),
+    st.integers(-(2**64), 2**64) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=80),
+    st.sampled_from(SIGNS),
+)  # fmt: skip
+def test_a_range_from_memory_is_the_one_by_sql(values: list[Any], bound: Any, sign: str) -> None:
+    connection = table([{"a": value} for value in values])
+    condition = parse_where({"a": {sign: bound}})
+    found = matching_rows(connection, condition, len(values), Columns())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Columns, "of", lambda *_: None)
+        known = matching_rows(connection, condition, len(values), Columns())
+    assert found.tolist() == known.tolist()
+
+
+def test_a_fields_values_are_read_once_for_many_ranges() -> None:
+    connection = table([{"a": number % 700, "day": f"2024-{number:04}"} for number in range(1400)])
+    columns, read = Columns(), list[str]()
+    connection.set_trace_callback(read.append)
+    for number in range(60):
+        for where in ({"a": {">=": number}}, {"day": {"<": f"2024-{number:04}"}}):
+            mask = matching_rows(connection, parse_where(where), 1400, columns)
+            assert mask.sum() == (2 * (700 - number) if "a" in where else number)
+    assert sum("ORDER BY value" in each for each in read) == 2
+
+
+def test_only_the_fields_asked_for_last_are_held() -> None:
+    connection = table([{f"f{number}": number for number in range(12)}])
+    columns = Columns()
+    for number in range(12):
+        assert columns.of(connection, f"f{number}", "number") is not None
+    connection.close()
+    assert columns.of(connection, "f11", "number") is not None
+    with pytest.raises(sqlite3.ProgrammingError):
+        columns.of(connection, "f0", "number")
 
 
 def test_an_index_without_the_table_is_read_document_by_document() -> None:
@@ -127,7 +167,7 @@ def test_metadata_that_json_cannot_hold_is_refused_by_name() -> None:
 
 def test_masks_of_leaves_may_be_kept_as_they_are_never_written_to() -> None:
     connection = table([{"a": 1}, {"b": 1}, {}])
-    kept = {Exists(name): leaf_mask(connection, Exists(name), 3) for name in "ab"}
+    kept = {Exists(name): leaf_mask(connection, Exists(name), 3, Columns()) for name in "ab"}
     for mask in kept.values():
         mask.flags.writeable = False
     a, b = kept

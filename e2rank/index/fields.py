@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from e2rank.index.columns import Columns
 from e2rank.where import (
     And,
     Condition,
@@ -104,19 +105,22 @@ def holds_field(connection: sqlite3.Connection, name: str) -> bool:
     return connection.execute(sql, (name,)).fetchone() is not None
 
 
-def matching_rows(connection: sqlite3.Connection, condition: Condition, count: int) -> np.ndarray:
+def matching_rows(
+    connection: sqlite3.Connection, condition: Condition, count: int, columns: Columns
+) -> np.ndarray:
     """Which documents meet a condition.
 
     Args:
         connection: of the documents' file; an older one without `fields` is read whole.
         condition: what `parse_where` gave.
         count: how many rows there are.
+        columns: fields of this file that are held in memory, and more of them afterwards.
     Returns:
         (count,) bool.
     """
     if not has_fields(connection):
         return _read(connection, condition, count)
-    return combined(condition, count, lambda leaf: leaf_mask(connection, leaf, count))
+    return combined(condition, count, lambda leaf: leaf_mask(connection, leaf, count, columns))
 
 
 def combined(condition: Condition, count: int, mask_of: Callable[[Leaf], np.ndarray]) -> np.ndarray:
@@ -159,10 +163,20 @@ def described(connection: sqlite3.Connection) -> Iterator[tuple[int, Mapping[str
         yield row, json.loads(text)
 
 
-def leaf_mask(connection: sqlite3.Connection, leaf: Leaf, count: int) -> np.ndarray:
+def leaf_mask(
+    connection: sqlite3.Connection, leaf: Leaf, count: int, columns: Columns
+) -> np.ndarray:
     """The (count,) bool mask of a single test, from the table `fields`."""
     mask = np.zeros(count, dtype=bool)
-    for where, bound in _queries(leaf):
+    queries = list(_queries(leaf))
+    if isinstance(leaf, Ordered):
+        # Of a value a row a range is as many entries: the first query reads them every time.
+        column = columns.of(connection, leaf.name, leaf.value.kind)
+        near = None if column is None else column.within(leaf.operator, leaf.value.value)
+        if near is not None:
+            mask[near] = True
+            del queries[0]
+    for where, bound in queries:
         found = connection.execute(f"SELECT rows FROM fields WHERE name = ? AND {where}", bound)
         mask[np.frombuffer(b"".join(rows for (rows,) in found), dtype="<u4")] = True
     return mask

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from e2rank.documents import Document
+from e2rank.index.columns import Columns
 from e2rank.index.fields import described, fields_fit, holds_field, matching_rows, write_fields
 from e2rank.index.files import damaged
 from e2rank.index.forks import Lock
@@ -84,6 +85,7 @@ class Table:
         except sqlite3.OperationalError as error:
             raise damaged(self._path, error) from error
         self._lock = Lock(awaited=True)
+        self._columns = Columns()
         self.close = weakref.finalize(self, _close, self._connection, self._lock)
         # A read-only connection loses nothing at exit, where another thread may hold the lock.
         self.close.atexit = False
@@ -91,7 +93,7 @@ class Table:
     def matching(self, condition: Condition) -> np.ndarray:
         """The (count,) bool mask of the rows whose metadata meet a condition."""
         with self._reading() as connection:
-            return matching_rows(connection, condition, self._count)
+            return matching_rows(connection, condition, self._count, self._columns)
 
     def holds_field(self, name: str) -> bool:
         """Whether the metadata of any row have a field of this name."""
