@@ -1,5 +1,6 @@
 """Runs: they learn, go on where they were interrupted, and say what they did."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -309,6 +310,43 @@ def test_a_steps_loss_is_the_objective_of_the_models_own_vectors(
     assert tokens == sum(each.tokens for each in encodings[: 2 + documents])
     gradients = [weight.grad for weight in trainee.weights().values()]
     assert max(each.abs().max() for each in gradients if each is not None) > 0
+
+
+@pytest.mark.parametrize("source", ["ours", "theirs"])
+def test_lists_of_a_source_are_read_under_its_own_wording(tmp_path: Path, source: str) -> None:
+    base = support.qwen_base(tmp_path / "base")
+    wording = {"query_prefix": "Find: ", "prompt_before": "Rank these:\n"}
+    examples = [
+        Example(query, (f"{query} one", f"{query} two"), (1.0, 0.0), source=source)
+        for query in ("wing", "jet", "shock")
+    ]
+    settings = {"train_documents": True, "lora_dropout": 0.0, "wordings": {"theirs": wording}}
+    config = support.config(base, "a", tmp_path, **settings)
+    trainee = model.load(config, [2], torch.device("cpu"))
+    model.tune(trainee, config)
+    batch = ListBatch(tuple(examples), source, 2)
+    found, _ = learn(trainee, config, batch, None, World())
+
+    words, wanted = load_encoder(base, device="cpu").words, targets(batch)
+    if source == "theirs":
+        words = words.under(dataclasses.replace(words.contract, **wording))
+    queries = [each.query for each in examples]
+    texts = (
+        words.queries(queries),
+        words.prompts(queries, [each.documents for each in examples]),
+        words.documents(wanted.texts),
+    )
+    vectors = [torch.from_numpy(trainee.encode(each)) for each in texts]
+    expected = objective(config, wanted, *vectors)
+    assert found.total.item() == pytest.approx(expected.total.item(), rel=1e-4)
+
+
+def test_a_wording_of_a_source_without_lists_is_refused(
+    bert: str, data: str, tmp_path: Path
+) -> None:
+    config = support.config(bert, data, tmp_path / "out", wordings={"natural": {}})
+    with pytest.raises(ValueError, match=r"wordings names 'natural', and no list is from there; t"):
+        train(config)
 
 
 def test_two_processes_train_as_one_does(bert: str, data: str, tmp_path: Path) -> None:

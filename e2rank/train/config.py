@@ -1,6 +1,7 @@
 """What a training run is: one frozen record, refused where it could not train anything."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from e2rank.train.losses import LISTWISE
@@ -44,6 +45,7 @@ _ABOVE_ZERO = (
     "clip",
 )
 _MOST = {"lora_dropout": 0.999, "warmup": 1.0}
+_WORDED = ("query_prefix", "query_suffix", "prompt_before", "prompt_query", "prompt_after")
 _SWITCHES = ("train_documents", "dropout", "shuffle", "gradient_checkpointing")
 
 
@@ -77,6 +79,8 @@ class TrainConfig:
             fused: a listwise prompt then takes several times the memory and the time.
         prompt_tokens: budget of a prompt, in place of the base's own.
         prompt_document_tokens: most tokens of a document in a prompt, likewise.
+        wordings: by source of lists, what of the contract's wording of queries and prompts is
+            another for them, such as an instruction of their own; the result keeps the base's.
         temperature: of InfoNCE.
         listwise: name of the listwise loss, one of `LISTWISE`.
         weight: of the listwise loss.
@@ -128,6 +132,7 @@ class TrainConfig:
     dropout: bool = False
     prompt_tokens: int | None = None
     prompt_document_tokens: int | None = None
+    wordings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     temperature: float = 0.03
     listwise: str = "ranknet"
     weight: float = 2.0
@@ -175,6 +180,7 @@ class TrainConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be true or false")
         check_ranges(self, _LEAST, _ABOVE_ZERO, _MOST)
+        self._check_wordings()
         self._check_together()
 
     def sampling(self) -> Sampling:
@@ -191,6 +197,15 @@ class TrainConfig:
         """Every field, JSON-able."""
         fields = dataclasses.asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+    def _check_wordings(self) -> None:
+        for source, fields in self.wordings.items():
+            for name, text in fields.items():
+                if name not in _WORDED or not isinstance(text, str):
+                    raise ValueError(
+                        f"wordings has {name} = {text!r} for {source!r}; expected texts for "
+                        f"{', '.join(_WORDED)}"
+                    )
 
     def _check_together(self) -> None:
         if not self.data:

@@ -62,6 +62,20 @@ def _contrasts(examples: Sequence[Example]) -> bool:
     return min(map(len, examples)) == 1 and len(queries) > 1 and len(texts) > 1
 
 
+def check_sources(examples: Sequence[Example], config: TrainConfig) -> None:
+    """Refuse a wording for lists that there are none of: its source may be misspelt.
+
+    Raises:
+        ValueError: naming it, and the sources that there are.
+    """
+    held = sorted({each.source for each in examples})
+    if strange := sorted(config.wordings.keys() - set(held)):
+        raise ValueError(
+            f"wordings names {strange[0]!r}, and no list is from there; the sources are "
+            f"{', '.join(map(repr, held))}"
+        )
+
+
 def check_room(trainee: Trainee, config: TrainConfig, examples: Sequence[Example]) -> None:
     """Refuse a query whose prompt has no room for as many documents as it may have to show.
 
@@ -73,9 +87,9 @@ def check_room(trainee: Trainee, config: TrainConfig, examples: Sequence[Example
     """
     if config.prompt == "none":
         return
-    words, most = trainee.words, max(config.list_sizes)
+    most = max(config.list_sizes)
     for each in heapq.nlargest(_TRIED, examples, key=lambda each: len(each.query)):
-        count = min(len(each), most)
+        count, words = min(len(each), most), trainee.words_of(each.source)
         try:
             if config.prompt == "text":
                 words.prompts([each.query], [["a"] * count])

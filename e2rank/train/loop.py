@@ -19,7 +19,7 @@ from e2rank.train.dev import Dev, load_dev
 from e2rank.train.distributed import World
 from e2rank.train.examples import Example, read_lists
 from e2rank.train.folder import claim, tidy
-from e2rank.train.lists import check_order, check_room, contrasted
+from e2rank.train.lists import check_order, check_room, check_sources, contrasted
 from e2rank.train.log import RunLog, draw_curve, read_log
 from e2rank.train.model import Trainee
 from e2rank.train.sampling import Epoch, ListBatch
@@ -128,6 +128,7 @@ def _begin(config: TrainConfig, world: World, resume: bool) -> _Run:
         saved.check(config.to_dict(), data)
     examples = read_lists(config.data, config.corpora)
     check_order(examples, config.data, others=contrasted(examples, config))
+    check_sources(examples, config)
     # The base reads all that stays as it is; only then its weights are made ready to change.
     trainee = model.load(config, _sizes(examples, config), world.device)
     if saved is not None:

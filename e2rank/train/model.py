@@ -1,7 +1,7 @@
 """The model that is trained: how it is made, which of its weights change, how it reads."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -35,6 +35,7 @@ class Trainee:
         contract: the base's, with what this training adds.
         precision: "float32" or "bfloat16" arithmetic.
         soft: what makes prompts of vectors, or None where prompts are of texts.
+        worded: `words` of those sources of lists that have a wording of their own.
     """
 
     name: str
@@ -44,6 +45,11 @@ class Trainee:
     contract: Contract
     precision: str = "float32"
     soft: SoftPrompt | None = None
+    worded: Mapping[str, Wording] = dataclasses.field(default_factory=dict)
+
+    def words_of(self, source: str) -> Wording:
+        """How queries and prompts of lists of this source are worded."""
+        return self.worded.get(source, self.words)
 
     def read(self, texts: Sequence[Tokens], shown: Sequence[torch.Tensor] = ()) -> torch.Tensor:
         """(n, dim) float32 unit vectors of n sequences in one batch, with a graph.
@@ -135,6 +141,10 @@ def load(config: TrainConfig, sizes: Sequence[int], device: torch.device) -> Tra
         contract=contract,
         precision=config.precision,
         soft=_soft(tower, config.seed) if config.prompt == "vectors" else None,
+        worded={
+            source: base.words.under(dataclasses.replace(contract, **fields))
+            for source, fields in config.wordings.items()
+        },
     )
 
 

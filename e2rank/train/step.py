@@ -29,7 +29,7 @@ def learn(
     world: World,
 ) -> tuple[Losses, float]:
     """Add the gradient of a batch's loss; each process reads its share of the batch's texts."""
-    wanted, words = targets(batch, config.negatives_among), trainee.words
+    wanted, words = targets(batch, config.negatives_among), trainee.words_of(batch.source)
     mine = split(batch.examples, world)
     queries = [each.query for each in mine]
     texts = [words.queries(queries)]
