@@ -113,7 +113,8 @@ class Engine(Indexed):
             feedback_rounds: how often the prompt's vector searches the index again and what it
                 finds joins the candidates, before they are reranked once more.
             fuse: weight of the rerank against what came before it, 0 to 1; None takes the
-                model's own for "tokens" and listwise prompts, 1 for other rerankers.
+                model's own for "tokens" and listwise prompts, 1 for other rerankers. At 1 a hit's
+                score is the rerank's own, between 0 and 1 a sum of standardised scores.
             where: what the metadata of a hit must be, such as `{"year": {">=": 2020}, "lang":
                 "en"}` or "year >= 2020 and lang = 'en'"; see `e2rank.where`. There are k hits
                 wherever k documents match; by "sparse" and "bm25", where k of these share a term

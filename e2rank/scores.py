@@ -84,8 +84,8 @@ def standardise(scores: np.ndarray) -> np.ndarray:
 def fuse(reranked: np.ndarray, first: np.ndarray, weight: float) -> np.ndarray:
     """Blend two scores of the same n candidates: weight * reranked + (1 - weight) * first.
 
-    Both are standardised over the n candidates before, so a reranker's scale does not matter;
-    weight 1 therefore gives the reranker's own order, weight 0 the first stage's.
+    Both are standardised over the n candidates before, so a reranker's scale does not matter.
+    Weight 1 gives the reranker's own scores, weight 0 the first stage's, as they are.
 
     Args:
         reranked: (n,) scores, higher is better.
@@ -101,4 +101,6 @@ def fuse(reranked: np.ndarray, first: np.ndarray, weight: float) -> np.ndarray:
         raise ValueError(f"fuse is {weight}; it must be between 0 (first stage) and 1 (reranker)")
     if len(reranked) != len(first):
         raise ValueError(f"{len(reranked)} reranked scores for {len(first)} candidates")
+    if weight in (0.0, 1.0):
+        return np.asarray(reranked if weight else first, dtype=np.float64)
     return weight * standardise(reranked) + (1.0 - weight) * standardise(first)

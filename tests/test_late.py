@@ -25,7 +25,7 @@ from e2rank.encoders.torch import TorchEncoder
 from e2rank.errors import IndexFormatError
 from e2rank.rerank.choose import choose
 from e2rank.rerank.late import TokenReranker
-from e2rank.scores import fuse, maxsim, rank, standardise, unit
+from e2rank.scores import fuse, maxsim, rank, unit
 
 QUERY = "heat transfer in the boundary layer of a slender wing"
 COUNT = 30
@@ -113,11 +113,10 @@ def assert_scores(hits: Hits, expected: dict[str, float], most: float = 1e-3) ->
 
 
 def by_hand(engine: Engine, encoder: TorchEncoder, steps: int) -> dict[str, float]:
-    """The fused score of every document of an index, for `QUERY`."""
+    """The score of every document of an index, for `QUERY`."""
     every = list(engine.store)
     scores = scored_by_hand(encoder, QUERY, [each.body for each in every], steps)
-    fused = standardise(scores)
-    return {each.id: score for each, score in zip(every, fused.tolist(), strict=True)}
+    return {each.id: score for each, score in zip(every, scores.tolist(), strict=True)}
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, encoder: TorchEncoder) -> list[str]:
@@ -351,7 +350,7 @@ def test_a_search_is_brute_force_over_every_document(engine: Engine, rerank: Any
 def test_the_candidates_of_a_search_are_the_first_stages(engine: Engine) -> None:
     first = engine.search(QUERY, 8, rerank=False)
     bodies = [hit.text for hit in first]
-    scores = standardise(scored_by_hand(adapted(), QUERY, bodies, 127))
+    scores = scored_by_hand(adapted(), QUERY, bodies, 127)
     hits = engine.search(QUERY, 8, depth=8, rerank="tokens")
     assert_scores(hits, dict(zip([hit.id for hit in first], scores.tolist(), strict=True)))
     short = engine.search(QUERY, 3, depth=8, rerank="tokens")
@@ -434,7 +433,7 @@ def test_without_stored_token_vectors_texts_are_encoded_and_that_is_said_once(
     (message,) = caplog.messages
     assert message.startswith("the index holds no token vectors of head 0: every rerank encodes")
     # Rounding to eight bits may swap what is this near, and nothing else.
-    assert_scores(hits, scores_of(stored), 0.05)
+    assert_scores(hits, scores_of(stored), 0.1)
     assert [hit.id for hit in hits][:3] == [hit.id for hit in stored][:3]
 
 
@@ -463,7 +462,7 @@ def test_plain_texts_are_ranked_without_an_index(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, rerank: Any
 ) -> None:
     texts = [*(text[:150] for text in abstracts(7)), ""]
-    expected = standardise(scored_by_hand(adapted(), QUERY, texts, 0))
+    expected = scored_by_hand(adapted(), QUERY, texts, 0)
     read = asked(monkeypatch, adapted())
     ranked = Engine(adapted()).rank(QUERY, texts, rerank=rerank)
     assert [each["corpus_id"] for each in ranked] == rank(expected).tolist()

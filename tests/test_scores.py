@@ -87,6 +87,12 @@ def test_weight_one_is_the_rerankers_order_and_weight_zero_the_first_stages(
     assert rank(fuse(scores, first, 0.0)).tolist() == list(range(len(scores)))
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_scores_that_are_not_blended_stay_as_they_are(weight: float) -> None:
+    reranked, first = np.array([3.0, -1e9, 0.25]), np.array([0.5, 0.25, 0.125])
+    assert fuse(reranked, first, weight).tolist() == (reranked if weight else first).tolist()
+
+
 def test_a_weight_outside_zero_and_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"fuse is 1\.5; it must be between 0"):
         fuse(np.ones(2), np.ones(2), 1.5)
