@@ -1,5 +1,6 @@
 """What is asked is refused here, before any work, where it makes no sense."""
 
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import TypeVar, cast
 
@@ -30,7 +31,10 @@ def check_queries(queries: Sequence[str | np.ndarray], dim: int = 0) -> None:
             _check_vector(query, dim, f"query {place}")
             continue
         if not isinstance(query, str) or not query.strip():
-            raise ValueError(f"query {place} is {query!r}; a query is a text that is not blank")
+            raise ValueError(
+                f"query {place} is {reprlib.repr(query)}; a query is a text that is not blank"
+                f"{_meant(query, dim)}"
+            )
         _check_text(query, f"query {place}")
 
 
@@ -64,6 +68,14 @@ def check_ranking(ranking: Sequence[tuple[str, float]]) -> None:
         raise ValueError("the ranking has a score that is NaN or infinite")
     if (np.diff(scores) > 0).any():
         raise ValueError("the ranking is not sorted; expected the best first")
+
+
+def _meant(query: object, dim: int) -> str:
+    """What may have been meant by a query that is none."""
+    if not isinstance(query, list | tuple) or not dim:
+        return ""
+    texts = any(isinstance(each, str) for each in query)
+    return "; search_many takes a list of queries" if texts else "; a vector is a numpy array"
 
 
 def _check_vector(vector: np.ndarray, dim: int, what: str) -> None:

@@ -4,11 +4,15 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from e2rank.documents import Document
 from e2rank.errors import CorpusError
+
+_STDIN = Path("/dev/stdin")
+_GZIP = b"\x1f\x8b"
 
 
 def read_corpus(path: str | Path) -> Iterator[Document]:
@@ -18,22 +22,25 @@ def read_corpus(path: str | Path) -> Iterator[Document]:
     metadata.
 
     Args:
-        path: a BEIR folder (with corpus.jsonl or corpus.jsonl.gz), a .jsonl or a .jsonl.gz file.
+        path: a BEIR folder (with corpus.jsonl or corpus.jsonl.gz), a .jsonl or a .jsonl.gz file; a
+            pipe or a device that gives such lines, plain or gzipped, and is read once; "-" for
+            standard input.
     Raises:
         CorpusError: naming the file and the line (from 1) that cannot be read, and why.
     """
-    file = find_file(Path(path), "corpus.jsonl")
+    file = find_file(_STDIN if str(path) == "-" else Path(path), "corpus.jsonl")
+    name = _called(file)
     for number, record in read_records(file):
-        yield _document(record, f"{file.name} line {number}")
+        yield _document(record, f"{name} line {number}")
 
 
 def find_file(path: Path, name: str) -> Path:
-    """`path` itself if it is a file, else the file `name` or `name`.gz in that folder.
+    """`path` itself if it can be read, else the file `name` or `name`.gz in that folder.
 
     Raises:
         CorpusError: if there is none.
     """
-    if path.is_file():
+    if path.is_file() or path.is_fifo() or path.is_char_device():
         return path
     if not path.is_dir():
         raise CorpusError(f"{path} does not exist; expected a BEIR folder, a .jsonl or a .jsonl.gz")
@@ -44,15 +51,13 @@ def find_file(path: Path, name: str) -> Path:
 
 
 def read_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text of each line that is not blank, of a plain or .gz file.
+    """Number (from 1) and text of each line that is not blank, of a plain or gzipped file.
 
     Raises:
-        CorpusError: if the file is no gzip file, is cut short, damaged, or not UTF-8.
+        CorpusError: if a .gz file is none, or the file is cut short, damaged, or not UTF-8.
     """
-    if file.suffix == ".gz":
-        _check_gzip(file)
-    number = 0
-    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as source:
+    name, number = _called(file), 0
+    with file.open("rb") as raw, gzip.open(raw) if _is_gzip(file, raw) else raw as source:
         try:
             for number, line in enumerate(source, start=1):
                 text = line.decode("utf-8")
@@ -60,12 +65,12 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
                     yield number, text
         except EOFError:
             raise CorpusError(
-                f"{file.name} ends early after line {number}: the file is cut short"
+                f"{name} ends early after line {number}: the file is cut short"
             ) from None
         except UnicodeDecodeError as error:
-            raise CorpusError(f"{file.name} line {number} is not UTF-8: {error.reason}") from None
+            raise CorpusError(f"{name} line {number} is not UTF-8: {error.reason}") from None
         except (gzip.BadGzipFile, zlib.error) as error:
-            raise CorpusError(f"{file.name} is damaged after line {number}: {error}") from None
+            raise CorpusError(f"{name} is damaged after line {number}: {error}") from None
 
 
 def read_records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -75,28 +80,37 @@ def read_records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         CorpusError: naming the line that is not a JSON object, or whose text cannot be written
             as UTF-8.
     """
+    name = _called(file)
     for number, line in read_lines(file):
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise CorpusError(f"{file.name} line {number} is not JSON: {error}") from None
+            raise CorpusError(f"{name} line {number} is not JSON: {error}") from None
         if not isinstance(record, dict):
             raise CorpusError(
-                f"{file.name} line {number} is a JSON {type(record).__name__}; expected an object"
+                f"{name} line {number} is a JSON {type(record).__name__}; expected an object"
             )
         if "\\u" in line:
-            _check_escapes(record, f"{file.name} line {number}")
+            _check_escapes(record, f"{name} line {number}")
         yield number, record
 
 
-def _check_gzip(file: Path) -> None:
-    with file.open("rb") as source:
-        start = source.read(2)
+def _called(file: Path) -> str:
+    """What a message calls a file: its name, or all of a path such as /dev/fd/63."""
+    return file.name if file.is_file() else str(file)
+
+
+def _is_gzip(file: Path, source: BufferedReader) -> bool:
+    """Whether what is about to be read is gzipped: so a file's name says, and a stream's start."""
+    start = source.peek(2)[:2]
+    if file.suffix != ".gz":
+        return start == _GZIP and not file.is_file()
     if not start:
         # Python reads no bytes as a gzip file of nothing; a real one is never empty.
         raise CorpusError(f"{file.name} is empty: the file is cut short")
-    if not b"\x1f\x8b".startswith(start):
+    if not _GZIP.startswith(start):
         raise CorpusError(f"{file.name} is not a gzip file: drop .gz from its name or compress it")
+    return True
 
 
 def _check_escapes(record: dict[str, Any], where: str) -> None:

@@ -117,8 +117,8 @@ class Candidates:
 def as_documents(records: Iterable[Document | Mapping[str, Any]]) -> Iterator[Document]:
     """Documents from documents or mappings; errors name the position, counted from 0.
 
-    A mapping needs `id` (or BEIR's `_id`) and `text`; `title` and `metadata` are optional, and
-    any other key is an error, since it would otherwise be lost without a word.
+    A mapping needs `id` (or BEIR's `_id`) and `text`; `title` and `metadata` are optional, or
+    None, and any other key is an error, since it would otherwise be lost without a word.
 
     Raises:
         CorpusError: for a record that is neither, lacks a field, or has one of the wrong type.
@@ -149,8 +149,8 @@ def _from_mapping(record: Mapping[str, Any], position: int) -> Document:
     return Document(
         id=identifier,
         text=fields["text"],
-        title=fields.get("title") or "",
-        metadata=fields.get("metadata") or {},
+        title="" if (title := fields.get("title")) is None else title,
+        metadata={} if (metadata := fields.get("metadata")) is None else metadata,
     )
 
 

@@ -1,8 +1,10 @@
 """Files that are whole or not there, and say so: durable writes, hashes, seals."""
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ _SEAL_BYTES = 37
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside `path`, make it durable, and rename it into place."""
     side = path.with_name(path.name + ".part")
-    with side.open("wb") as file:
+    with naming(side), side.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -30,9 +32,21 @@ def sync(path: Path) -> None:
     """
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an error of writing it, such as of a full disk; the system does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def file_entry(path: Path) -> dict[str, int | str]:

@@ -32,6 +32,10 @@ class Hit:
     first_score: float
     first_rank: int | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, JSON-able."""
+        return dataclasses.asdict(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Hits(Sequence[Hit]):
@@ -79,7 +83,7 @@ class Hits(Sequence[Hit]):
         fields: dict[str, Any] = {
             each.name: getattr(self, each.name) for each in dataclasses.fields(self)
         }
-        hits = [dataclasses.asdict(hit) for hit in self.hits]
+        hits = [hit.to_dict() for hit in self.hits]
         mappings = {"timings": dict(self.timings), "refined": dict(self.refined)}
         return fields | {"hits": hits} | mappings
 

@@ -65,7 +65,8 @@ class Indexed:
                 readable until the new one is complete.
             progress: called with the number of documents done, once a batch.
         Raises:
-            CorpusError: for a document that cannot be indexed, or when there is none.
+            CorpusError: for a document that cannot be indexed, or when there is none to
+                replace an index that holds some.
             ValueError: if the folder is taken, or the factory cannot be built.
             EncodingError: if the model gives a vector that is not finite.
             OSError: if the disk is full; what is done is kept for `resume`.

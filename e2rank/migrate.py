@@ -43,7 +43,7 @@ def migrate(
     Returns:
         The new index, opened.
     Raises:
-        CorpusError: if the old index is empty, or changed before an interrupted first pass could be
+        CorpusError: if the old index changed before an interrupted first pass could be
             resumed.
         EncoderMismatch: if `new` is an index of another encoder.
         ValueError: if `new` is `old`, or is a whole index and `update` is not set.

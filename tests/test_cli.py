@@ -508,7 +508,6 @@ def test_the_demo_keeps_each_collection_apart(
         (['{"_id": "1", "text": "x"}', '{"_id": "2", '], "corpus.jsonl line 2 is not JSON"),
         (['{"_id": "1", "text": "x"}'] * 2, "document 1 repeats the id '1' of document 0"),
         (['{"_id": 5, "text": "x"}'], "line 1 has '_id' of type int; expected a string"),
-        ([], "the corpus has no documents"),
     ],
 )
 def test_a_broken_corpus_is_one_line_and_leaves_no_index(

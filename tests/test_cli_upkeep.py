@@ -9,6 +9,7 @@ from test_cli import Run, run  # noqa: F401 - the fixture is used by name
 
 from e2rank import Engine, IndexConfig
 from e2rank.encoders.hashing import HashingEncoder
+from e2rank.index import Manifest
 
 RECORDS = [
     {"id": "wing", "text": "lift of a wing", "metadata": {"year": 1950}},
@@ -108,6 +109,54 @@ def test_verify_names_damaged_files_and_repair_says_what_it_cannot_do(
     assert left.status == 1
     assert "restore them from a copy" in left.err
     assert "documents.sqlite" in left.err
+
+
+@pytest.mark.parametrize(
+    ("step", "left"),
+    [("sync", "the index is as it was"), ("Writer._clean", "the index was changed by then")],
+)
+@pytest.mark.parametrize("command", [("add", "more.jsonl"), ("delete", "wing"), ("compact",)])
+def test_ctrl_c_while_an_index_is_changed_says_what_it_left(
+    run: Run,  # noqa: F811
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    step: str,
+    left: str,
+) -> None:
+    def interrupted(*_: object) -> None:
+        if step == "sync" or Manifest.load(folder).commit > before:
+            raise KeyboardInterrupt
+
+    write(tmp_path / "more.jsonl", [{"id": "tail", "text": "a tail"}])
+    run("delete", folder, "panel")
+    before = Manifest.load(folder).commit
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(f"e2rank.index.writer.{step}", interrupted)
+        ran = run(command[0], folder, *command[1:])
+    assert (ran.status, ran.err.strip()) == (130, f"error: interrupted; {left}")
+    assert (Manifest.load(folder).commit > before) == ("changed" in left)
+    assert run("verify", folder).status == 0
+
+
+def test_ctrl_c_while_an_index_is_migrated_says_how_to_go_on(
+    run: Run,  # noqa: F811
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ("migrate", folder, folder.with_name("new"), "--encoder", "hashing")
+    for step, more in (("index.finish.write_table", ""), ("migrate._caught_up", " with --update")):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"e2rank.{step}", interrupted)
+            ran = run(*command)
+        assert ran.status == 130
+        assert ran.err.strip() == f"error: interrupted; the same command{more} continues"
+    assert run(*command, "--update").status == 0
 
 
 def test_migrate_makes_an_index_by_another_encoder(run: Run, folder: Path) -> None:  # noqa: F811

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import subprocess
 import sys
@@ -129,6 +130,33 @@ def test_a_file_that_is_no_whole_gzip_file(tmp_path: Path, content: bytes, messa
     path = written(tmp_path, content, "corpus.jsonl.gz")
     with pytest.raises(CorpusError, match=rf"^corpus\.jsonl\.gz {message}"):
         list(read_corpus(path))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_pipe_and_standard_input_are_read_once_as_they_come(packed: bool) -> None:
+    given = gzip.compress(GOOD) if packed else GOOD
+    for name in ("", "-", "/dev/stdin"):
+        reading, writing = os.pipe()
+        os.write(writing, given)
+        os.close(writing)
+        before = os.dup(0)
+        os.dup2(reading, 0)
+        try:
+            got = list(read_corpus(name or f"/dev/fd/{reading}"))
+        finally:
+            os.dup2(before, 0)
+            os.close(before)
+            os.close(reading)
+        assert got == [Document("1", "Lift.", "Wings")]
+
+
+def test_a_broken_line_of_a_pipe_is_named_with_all_of_its_path(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, GOOD + b"{\n")
+    os.close(writing)
+    with pytest.raises(CorpusError, match=rf"^/dev/fd/{reading} line 2 is not JSON"):
+        list(read_corpus(f"/dev/fd/{reading}"))
+    os.close(reading)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from e2rank.config import IndexConfig, load_recipe
 from e2rank.documents import Document, as_documents
 from e2rank.errors import CorpusError
+from e2rank.index.staging import line_of
 
 
 def test_documents_and_mappings_mix() -> None:
@@ -17,6 +18,15 @@ def test_documents_and_mappings_mix() -> None:
         Document("a", "one"),
         Document("b", "two", "T", {"y": 1}),
     ]
+
+
+def test_only_none_stands_for_no_title_and_no_metadata() -> None:
+    given = {"id": "a", "text": "x", "title": None, "metadata": None}
+    assert list(as_documents([given])) == [Document("a", "x")]
+    for wrong in (False, 0, "", []):
+        (document,) = as_documents([{"id": "a", "text": "x", "metadata": wrong}])
+        with pytest.raises(CorpusError, match="'a' has metadata JSON cannot hold"):
+            line_of(document)
 
 
 def test_beirs_own_name_for_an_id_is_understood() -> None:
@@ -46,6 +56,8 @@ def test_documents_are_read_one_by_one() -> None:
         ({"id": "b"}, "document 1 has no 'text'"),
         ({"id": "b", "text": None}, "document 'b' has a text of type NoneType"),
         ({"id": "b", "text": "x", "title": 3}, "document 'b' has a title of type int"),
+        ({"id": "b", "text": "x", "title": 0}, "document 'b' has a title of type int"),
+        ({"id": "b", "text": "x", "title": False}, "document 'b' has a title of type bool"),
         ({"id": "b", "text": "x", "year": 1}, "document 1 has the unknown field 'year'"),
         (Document(id=7, text="x"), "document 1 has the id 7 of type int"),  # type: ignore[arg-type]
     ],

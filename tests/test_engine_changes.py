@@ -1,17 +1,22 @@
 """Adding, replacing, deleting, filtering: what is seen, by whom, and when."""
 
+import errno
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
-from index_support import TokenEncoder
+from index_support import EveryEncoder, TokenEncoder
 
 from e2rank import Engine, IndexConfig
+from e2rank.durable import sync, write_atomically
 from e2rank.encoders import Encoding
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import CorpusError, EncoderMismatch, IndexFormatError, MissingExtra
@@ -91,6 +96,52 @@ def test_an_index_can_be_emptied_and_filled_again(engine: Engine) -> None:
     engine.compact()
     engine.add(TWO)
     assert found(engine) == ["panel", "tail"]
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF2,Flat"])
+def test_an_index_can_be_built_of_nothing_and_filled_later(
+    tmp_path: Path, factory: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = IndexConfig(factory=factory)
+    with Engine.build([], tmp_path / "index", HashingEncoder(64), config) as engine:
+        assert "the corpus has no documents: an empty index is built" in caplog.text
+        assert (len(engine), list(engine.search("wing"))) == (0, [])
+        engine.verify()
+        engine.add(TWO)
+        engine.compact()
+        assert found(engine) == ["panel", "tail"]
+        assert [each.factory for each in engine.store.manifest.segments] == [factory]
+
+
+def test_an_index_of_all_kinds_of_vectors_can_be_built_of_nothing(tmp_path: Path) -> None:
+    config = IndexConfig(token_factory="IVF2,Flat", tokens="float16")
+    with Engine.build([], tmp_path / "index", EveryEncoder(), config) as engine:
+        assert list(engine.search("wing", gather="sparse", rerank=False)) == []
+        engine.verify()
+        engine.add(TWO)
+        assert found(engine) == ["panel", "tail"]
+
+
+def test_a_corpus_of_nothing_does_not_take_the_place_of_an_index(folder: Path) -> None:
+    with pytest.raises(CorpusError, match=r"no documents: .* keeps its 3; to empty it, delete"):
+        Engine.build([], folder, HashingEncoder(64), overwrite=True)
+    with Engine.open(folder, HashingEncoder(64)) as engine:
+        assert found(engine) == ["heat", "panel", "wing"]
+        engine.delete(["heat", "panel", "wing"])
+    assert len(Engine.build([], folder, HashingEncoder(32), overwrite=True)) == 0
+
+
+def test_an_interrupt_while_deletions_are_read_is_never_taken_for_damage(
+    engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        # As numpy does where Ctrl-C comes while it reads from a file.
+        raise TypeError("expected str, bytes or os.PathLike object, not BufferedReader")
+
+    engine.delete(["wing"])
+    monkeypatch.setattr(np, "fromfile", interrupted)
+    with Engine.open(folder, HashingEncoder(64)) as again:
+        assert found(again) == ["heat", "panel"]
 
 
 def test_an_emptied_index_holds_no_text_after_it_is_compacted(engine: Engine, folder: Path) -> None:
@@ -180,6 +231,36 @@ def test_changes_that_are_never_committed_are_dropped_with_a_warning(
     assert [path.name for path in (folder / "segments").iterdir()] == ["000001"]
 
 
+def test_numbers_of_numpy_are_kept_as_the_numbers_they_are(engine: Engine) -> None:
+    given = {"n": np.int64(3), "x": [np.float32(0.5), np.float64(0.1)], "yes": np.bool_(True)}
+    inside = MappingProxyType({"small": np.uint8(7), "long": np.longdouble(0.25)})
+    engine.add([{"id": "tail", "text": "a tail", "metadata": {**given, "inside": inside}}])
+    assert engine.get(["tail"])[0].metadata == {
+        **{"n": 3, "x": [0.5, 0.1], "yes": True},
+        "inside": {"small": 7, "long": 0.25},
+    }
+    where = {"n": np.int64(3), "inside.long": np.longdouble(0.25)}
+    assert [hit.id for hit in engine.search("tail", where=where, rerank=False)] == ["tail"]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (date(2020, 1, 2), r"b is a date; expected .* \(of a date, its isoformat\(\)\)"),
+        (np.float32("nan"), "b is nan, which is no number that JSON can hold"),
+        (np.ones(2), r"b is a ndarray; expected .* \(of an array, its tolist\(\)\)"),
+        (np.timedelta64(1, "ns"), "b is a timedelta64; expected"),
+        ({1}, "b is a set; expected"),
+    ],
+)
+def test_metadata_that_json_cannot_hold_are_named_by_their_field(
+    engine: Engine, value: Any, message: str
+) -> None:
+    document = {"id": "x", "text": "", "metadata": {"a": {"b": [1, value]}}}
+    with pytest.raises(CorpusError, match=rf"'x' has metadata JSON cannot hold: a\.{message}"):
+        engine.add([document])
+
+
 @pytest.mark.parametrize(
     ("documents", "message"),
     [
@@ -196,6 +277,24 @@ def test_of_an_add_with_a_bad_document_nothing_is_kept(
         engine.add(documents)
     assert content(folder) == before
     assert found(engine) == ["heat", "panel", "wing"]
+    assert engine.add(TWO) == 2
+
+
+def test_an_error_of_a_full_disk_names_the_file(
+    engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            engine.add(TWO)
+        assert caught.value.errno == errno.ENOSPC
+        assert Path(caught.value.filename).is_relative_to(folder.absolute())
+        for act in (lambda: write_atomically(folder / "some", b""), lambda: sync(folder)):
+            with pytest.raises(OSError, match=f"No space left on device: '{folder}"):
+                act()
     assert engine.add(TWO) == 2
 
 

@@ -152,7 +152,11 @@ def test_what_reads_a_querys_text_is_refused_in_one_line(
         (np.full(256, np.nan), "with a NaN or an infinity, or of zeros only"),
         (np.r_[np.ones(255), -np.inf], "with a NaN or an infinity"),
         (np.zeros(256), "of zeros only"),
-        ([0.5] * 256, "query 1 is .*; a query is a text that is not blank"),
+        ([0.5] * 256, "^query 1 is .{,60}; a query is .{,30}; a vector is a numpy array$"),
+        (
+            ["wing " * 999],
+            "^query 1 is .{,60}; a query is .*; search_many takes a list of queries$",
+        ),
     ],
 )
 def test_what_is_no_vector_of_the_index_is_refused(engine: Engine, vector: Any, says: str) -> None:

@@ -41,6 +41,11 @@ def test_to_dict_survives_json(hits: Hits) -> None:
     assert (fields["query"], fields["model_calls"], fields["truncated"]) == ("wing", 2, 1)
 
 
+def test_a_hit_alone_survives_json_too(hits: Hits) -> None:
+    assert json.loads(json.dumps(hits[0].to_dict())) == hits.to_dict()["hits"][0]
+    assert hits[1].to_dict()["text"] == "text"
+
+
 def test_a_trec_run_is_read_back_with_every_bit_of_the_scores(hits: Hits, tmp_path: Path) -> None:
     (tmp_path / "run.trec").write_text(hits.to_trec("q1", tag="mine"))
     read = list(ir_measures.read_trec_run(str(tmp_path / "run.trec")))

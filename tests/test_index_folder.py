@@ -22,7 +22,7 @@ from test_index_build import (
 )
 
 from e2rank.config import IndexConfig
-from e2rank.errors import CorpusError, IndexFormatError
+from e2rank.errors import IndexFormatError
 from e2rank.index import Manifest, Store, Writer
 from e2rank.index.files import LOCK, one_writer
 
@@ -274,10 +274,18 @@ def test_an_index_is_replaced_only_when_asked(index: Path, asked: dict[str, bool
     assert content(index) == before
 
 
-def test_no_documents_leave_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="the corpus has no documents"):
-        build(tmp_path / "index", iter([]))
+def test_a_build_of_nothing_that_fails_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("e2rank.index.finish.write_table", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "index", iter([]))
     assert not (tmp_path / "index").exists()
+    assert build(tmp_path / "index", iter([])).count == 0
 
 
 def test_a_second_writer_is_refused_and_does_not_disturb_the_first(

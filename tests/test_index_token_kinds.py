@@ -245,6 +245,9 @@ def test_no_moment_of_a_build_is_left_out_above(
             "token_factory is 'Flat', and .* no token vectors",
         ),
         (IndexConfig(token_factory="Nonsense"), {}, "FAISS cannot build the factory 'Nonsense'"),
+        (IndexConfig(factory="BFlat"), {}, "for a bit a number take 'RaBitQ'"),
+        (IndexConfig(factory="BIVF8"), {}, "or 'IVF256,RaBitQ', and rescore=10"),
+        (IndexConfig(factory="IVF8,LSH"), {}, "for a bit a number take 'RaBitQ'"),
         (
             IndexConfig(token_factory="Flat", token_nprobe=4),
             {},

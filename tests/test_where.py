@@ -360,6 +360,8 @@ def test_a_line_of_text_is_the_filter_it_reads_like(text: str, where: dict[str, 
 
 SIGNS = "one of != <= >= = < > in"
 NAME = "a field's name, in quotes if it is no bare word"
+TEST = "expected one of != <= >= = < > in"
+VALUE = "expected a number, true, false, null or a string in quotes"
 SINGLE = "a number, true, false, null or a string in quotes"
 
 
@@ -374,7 +376,7 @@ SINGLE = "a number, true, false, null or a string in quotes"
         ("a = NaN", 5, f"expected {SINGLE}, found 'NaN'"),
         ("a = 1e999", 5, "'1e999' is not a number that JSON can hold"),
         ("a = -Infinity", 5, "'-Infinity' is not a number that JSON can hold"),
-        ("a == 1", 4, "expected a value, found '='"),
+        ("a == 1", 4, "expected a value, found '='; write = once"),
         ("a => 1", 4, "expected a value, found '>'"),
         ("a ! 1", 3, "'!' means nothing here; put names and strings in quotes"),
         ("a = 1; DROP", 6, "';' means nothing here; put names and strings in quotes"),
@@ -387,7 +389,16 @@ SINGLE = "a number, true, false, null or a string in quotes"
         ("a = 1)", 6, "expected 'and', 'or' or the end, found ')'"),
         ("(a = 1", 7, "expected 'and', 'or' or ')', found the end"),
         ("a = 1 and", 10, f"expected {NAME}, found the end"),
-        ("a = 1 AND b = 2", 7, "expected 'and', 'or' or the end, found 'AND'"),
+        ("a = 1 AND b = 2", 7, "expected 'and', 'or' or the end, found 'AND'; write and"),
+        ("(a = 1 OR b = 2)", 8, "expected 'and', 'or' or ')', found 'OR'; write or"),
+        ("NOT a = 1", 5, f"{TEST}, found 'a'; write not for 'NOT'"),
+        ("a = True", 5, f"{VALUE}, found 'True'; write true"),
+        ("a != None", 6, f"{VALUE}, found 'None'; write null"),
+        ("a in [False]", 7, f"{VALUE}, found 'False'; write false"),
+        ("a IN [1]", 3, f"{TEST}, found 'IN'; write in"),
+        ("a not in [1]", 3, f"{TEST}, found 'not'; write not in front of the field"),
+        ("a exists", 3, f"{TEST}, found 'exists'; write exists in front of the field"),
+        ("a is null", 3, f"{TEST}, found 'is'; write = null or != null"),
         ("a in 1", 6, "expected '[' and a list of values, found '1'"),
         ("a in [1 2]", 9, "expected ',' or ']', found '2'"),
         ("a in [1,]", 9, "expected a value, found ']'"),

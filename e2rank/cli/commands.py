@@ -27,6 +27,9 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(help="An index folder.")]
+Corpus = Annotated[
+    Path, typer.Argument(help="A BEIR folder, a .jsonl or a .jsonl.gz; - for standard input.")
+]
 Encoder = Annotated[str, typer.Option(help="A preset, a folder, or owner/name of a model.")]
 Moved = Annotated[
     str | None, typer.Option(help="Where the model that made the index now is, if it has moved.")
@@ -35,7 +38,7 @@ Moved = Annotated[
 
 @app.command()
 def index(
-    corpus: Annotated[Path, typer.Argument(help="A BEIR folder, a .jsonl or a .jsonl.gz.")],
+    corpus: Corpus,
     out: Annotated[Path, typer.Option(help="The folder to build the index in.")],
     encoder: Encoder = "minilm",
     recipe: Annotated[

@@ -1,32 +1,31 @@
 """Commands that change an index, look after it and move it to another encoder."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from e2rank.cli import options
-from e2rank.cli.commands import Folder, Moved, app
+from e2rank.cli.commands import Corpus, Folder, Moved, app
 from e2rank.cli.output import print_json, progress
 from e2rank.config import IndexConfig, load_recipe
 from e2rank.corpus import read_corpus
 from e2rank.engine import Engine
 from e2rank.errors import IndexFormatError
 from e2rank.index import Store, Writer
+from e2rank.index.manifest import NAME, Manifest
 from e2rank.index.verify import check, damage
 from e2rank.index.verify import repair as repair_index
 from e2rank.migrate import migrate as migrate_index
 from e2rank.where import read_where
 
-Corpus = Annotated[Path, typer.Argument(help="A BEIR folder, a .jsonl or a .jsonl.gz.")]
-
 
 @app.command()
 def add(folder: Folder, corpus: Corpus, encoder: Moved = None, json: options.Json = False) -> None:
     """Add documents to an index; one whose id is there already takes its place."""
-    with Engine.open(folder, encoder) as engine:
+    with _whole(folder), Engine.open(folder, encoder) as engine:
         before = len(engine)
         with progress("documents", None) as done:
             added = engine.add(read_corpus(corpus), progress=done)
@@ -93,7 +92,8 @@ def verify(folder: Folder, json: options.Json = False) -> None:
 @app.command()
 def repair(folder: Folder, json: options.Json = False) -> None:
     """Build again what can be built from the rest of an index."""
-    done = repair_index(folder)
+    with _interruptible(lambda: "the same command continues"):
+        done = repair_index(folder)
     if json:
         print_json({"rebuilt": done.rebuilt, "left": done.left})
     else:
@@ -124,6 +124,7 @@ def migrate(
     """Encode an index's documents again for another encoder; repeat it to continue."""
     config = load_recipe(IndexConfig, recipe) if recipe else None
     with (
+        _interruptible(lambda: f"the same command{_then(new, update)} continues"),
         progress("documents", None) as done,
         migrate_index(old, new, encoder, config, update=update, progress=done) as engine,
     ):
@@ -134,8 +135,34 @@ def migrate(
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[Writer]:
     """A writer, for changes that need no model."""
-    with Store.open(folder) as store, Writer(store) as writer:
+    with _whole(folder), Store.open(folder) as store, Writer(store) as writer:
         yield writer
+
+
+def _whole(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Say after an interrupt which of the two an index is: as it was, or changed as asked."""
+    before = Manifest.load(folder).commit
+
+    def left() -> str:
+        same = Manifest.load(folder).commit == before
+        return "the index is as it was" if same else "the index was changed by then"
+
+    return _interruptible(left)
+
+
+@contextlib.contextmanager
+def _interruptible(left: Callable[[], str]) -> Iterator[None]:
+    """Say after an interrupt what it left."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"error: interrupted; {left()}", err=True)
+        raise typer.Exit(130) from None
+
+
+def _then(new: Path, update: bool) -> str:
+    """What a migration that was interrupted takes more than before: `new` may be whole by then."""
+    return " with --update" if (new / NAME).exists() and not update else ""
 
 
 def _tell(fields: Mapping[str, object], *, as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """Building an index: streamed, resumable, and put in place by one rename."""
 
 import errno
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,8 @@ from e2rank.index.finish import finish
 from e2rank.index.manifest import NAME, EncoderInfo, Manifest, SegmentInfo
 from e2rank.index.staging import Staging, keep_only
 from e2rank.index.target import PARTIAL, check_folder, clean, remove_empty, taken
+
+_log = logging.getLogger("e2rank")
 
 
 def build_index(  # noqa: PLR0913 - one call, every choice by name
@@ -58,7 +61,8 @@ def build_index(  # noqa: PLR0913 - one call, every choice by name
             there.
         progress: called with the number of documents done, once a batch.
     Raises:
-        CorpusError: for a document that cannot be indexed, or when there is none.
+        CorpusError: for a document that cannot be indexed, or when there is none to replace an
+            index that holds some.
         ValueError: if the folder is taken, the factory cannot be built, `tokens` or `sparse` is
             given or missing against the encoder's dimensions, or the configuration is of sparse
             vectors that the encoder does not make.
@@ -149,8 +153,13 @@ class _Build:
             self._add(staging, batch, row)
             row += len(batch)
             self._tell(row)
+        if row == 0 and self._old and self._old.count:
+            raise CorpusError(
+                f"the corpus has no documents: {self._folder} keeps its {self._old.count}; to "
+                "empty it, delete them"
+            )
         if row == 0:
-            raise CorpusError("the corpus has no documents")
+            _log.warning("%s: the corpus has no documents: an empty index is built", self._folder)
 
     def _tell(self, done: int) -> None:
         if self._progress is not None:
@@ -166,12 +175,13 @@ class _Build:
     ) -> Manifest:
         """Everything after the last batch; it can be repeated."""
         part, done, old = staging.folder, staging.progress, self._old
-        entries = finish(staging, contract, making.fitting(self._config, done.done))
+        fitting = making.fitting(self._config, done.done)
+        entries = finish(staging, contract, fitting)
         segment = SegmentInfo(
             name=final.name,
             count=done.done,
             truncated=done.truncated,
-            factory=self._config.factory,
+            factory=fitting.factory,
         )
         manifest = Manifest(
             encoder=self._encoder.info,

@@ -23,8 +23,10 @@ def read_alive(folder: Path, manifest: Manifest, info: SegmentInfo) -> np.ndarra
     if info.deletions not in manifest.files:
         raise damaged(folder / NAME, f"it names no {info.deletions}")
     check_file(path, manifest.files[info.deletions])
+    # Not by numpy, which makes a TypeError of an interrupt while it reads from a file.
+    data = io.BytesIO(path.read_bytes())
     try:
-        alive[np.load(path, allow_pickle=False)] = False
+        alive[np.load(data, allow_pickle=False)] = False
     except Exception as error:  # numpy raises what it likes
         raise damaged(path, error) from error
     if info.count - np.count_nonzero(alive) != info.deleted:

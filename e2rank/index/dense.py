@@ -4,6 +4,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ _SAMPLE = 64
 
 _SPARE, _FIRST = 1.25, 8
 """A search looks this much further than it has to, and first at most so many times as far."""
+
+_ONE_BIT = re.compile(r"\bB(Flat|IVF|HNSW|Hash)|LSH")
+"""Kinds that compare bits by Hamming's distance, which FAISS does not make for cosines."""
 
 _READING = Lock()
 
@@ -67,8 +71,10 @@ def make(dim: int, factory: str) -> Any:
         # The metric must be given: index_factory defaults to L2, upside down for cosines.
         return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
+        bits = "; for a bit a number take 'RaBitQ', or 'IVF256,RaBitQ', and rescore=10"
         raise ValueError(
             f"FAISS cannot build the factory {factory!r} for dimension {dim}: {_reason(error)}"
+            f"{bits if _ONE_BIT.search(factory) else ''}"
         ) from error
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from e2rank.durable import naming
 from e2rank.errors import CorpusError
 
 HEADER = 128
@@ -27,7 +28,7 @@ class GrownFile:
         Raises:
             CorpusError: if less is there.
         """
-        with self.path.open("ab") as file:
+        with naming(self.path), self.path.open("ab") as file:
             if size > self.start and file.tell() < size:
                 raise CorpusError(
                     f"{self.path} has lost bytes since its build was cut short: pass "
@@ -37,7 +38,7 @@ class GrownFile:
 
     def append(self, data: bytes) -> int:
         """Add to the end and make it durable; gives the new size."""
-        with self.path.open("ab") as file:
+        with naming(self.path), self.path.open("ab") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -65,7 +66,7 @@ class GrownArray(GrownFile):
         shape = (self.rows(size), *self._row)
         fields = f"{{'descr': '{self.kind}', 'fortran_order': False, 'shape': {shape}, }}"
         header = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
-        with self.path.open("rb+") as file:
+        with naming(self.path), self.path.open("rb+") as file:
             file.write(header + fields.ljust(HEADER - 11).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

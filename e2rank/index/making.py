@@ -35,7 +35,11 @@ _log = logging.getLogger("e2rank")
 
 
 def fitting(config: IndexConfig, count: int) -> IndexConfig:
-    """How a segment of so many documents is built: an exact sparse search suits a small one."""
+    """How a segment of so many documents is built: an exact sparse search suits a small one.
+
+    Nothing can be learned from none.
+    """
+    config = config if count else _untrained(config)
     return config if count >= SMALL else dataclasses.replace(config, sparse="exact")
 
 
@@ -96,8 +100,7 @@ class Maker:
         config = fitting(self._base.manifest.index_config, count)
         if count and not (small and count < SMALL):
             return config
-        flat = _flat(config)
-        return dataclasses.replace(flat, tokens="int8") if config.tokens == "pq" else flat
+        return _untrained(config)
 
     def buildable(self, documents: Iterator[Document]) -> Iterator[Document]:
         """The documents, read ahead only where not any number of them can be built.
@@ -199,6 +202,12 @@ def _flat(config: IndexConfig) -> IndexConfig:
     return dataclasses.replace(
         config, factory="Flat", nprobe=None, ef_search=None, token_factory="", token_nprobe=None
     )
+
+
+def _untrained(config: IndexConfig) -> IndexConfig:
+    """The same without anything that is learned from rows."""
+    flat = _flat(config)
+    return dataclasses.replace(flat, tokens="int8") if config.tokens == "pq" else flat
 
 
 def book_of(segment: Segment) -> Codebook | None:

@@ -21,6 +21,7 @@ from e2rank.index.grown import HEADER, GrownArray, GrownFile
 from e2rank.index.manifest import EncoderInfo
 from e2rank.index.postings import FORWARD
 from e2rank.index.tokens import CODES, ROWS, floats_of
+from e2rank.where import from_numpy, named_values
 
 _RAW = {"float32": "<f4", "float16": "<f2"}
 _TOKENS = {"int8": "|i1", "float16": "<f2", "pq": "|i1"}
@@ -285,14 +286,33 @@ def line_of(document: Document) -> str:
     _check_metadata(document)
     fields = [document.id, document.title, document.text, dict(document.metadata)]
     try:
-        line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
+        line = json.dumps(fields, ensure_ascii=False, allow_nan=False, default=_plain)
         line.encode()
     except UnicodeEncodeError:
         raise CorpusError(
             f"document {document.id!r} has half a surrogate pair, which no file can hold"
         ) from None
     except (TypeError, ValueError) as error:
+        why = _fault(document.metadata) or error
         raise CorpusError(
-            f"document {document.id!r} has metadata JSON cannot hold: {error}"
+            f"document {document.id!r} has metadata JSON cannot hold: {why}"
         ) from None
     return line + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold for a value that it does not know."""
+    plain = dict(value) if isinstance(value, Mapping) else from_numpy(value)
+    if plain is value:
+        raise TypeError(f"it holds a value of type {type(value).__name__}")
+    return plain
+
+
+def _fault(metadata: Mapping[str, Any]) -> ValueError | None:
+    """The error that names the field of a value JSON cannot hold, if there is such a value."""
+    try:
+        for _ in named_values(metadata):
+            pass
+    except ValueError as error:
+        return error
+    return None

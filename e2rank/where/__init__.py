@@ -42,6 +42,7 @@ from e2rank.where.conditions import (
     Ordered,
     Value,
     fields_of,
+    from_numpy,
     holds,
     named_values,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "Ordered",
     "Value",
     "fields_of",
+    "from_numpy",
     "holds",
     "named_values",
     "parse_where",

@@ -178,12 +178,23 @@ def value_of(value: Any, place: str) -> Value:
             raise ValueError(f"{place} is {value}, which is no number that JSON can hold")
         case None:
             return Value("null", None)
-    if isinstance(value, np.bool_ | np.integer | np.floating):
-        return value_of(value.item(), place)
+    if (plain := from_numpy(value)) is not value:
+        return value_of(plain, place)
     hint = " (of a date, its isoformat())" if isinstance(value, date | time) else ""
+    hint = " (of an array, its tolist())" if isinstance(value, np.ndarray) else hint
     raise ValueError(
         f"{place} is {type_of(value)}; expected a string, a number, a boolean or null{hint}"
     )
+
+
+def from_numpy(value: Any) -> Any:
+    """One of numpy's numbers or booleans as Python's own; anything else as it is."""
+    if isinstance(value, np.floating):
+        return float(value)
+    # A time span counts as a whole number there.
+    if isinstance(value, np.bool_ | np.integer) and not isinstance(value, np.timedelta64):
+        return value.item()
+    return value
 
 
 def type_of(value: Any) -> str:

@@ -52,9 +52,11 @@ class _Token(NamedTuple):
     at: int
     source: str
 
-    def fail(self, expected: str) -> NoReturn:
+    def fail(self, expected: str, instead: str = "") -> NoReturn:
         found = reprlib.repr(self.source) if self.source else "the end"
-        _fail(self.at, f"expected {expected}, found {found}")
+        instead = instead or _instead(self.source)
+        write = f"; write {instead}" if instead else ""
+        _fail(self.at, f"expected {expected}, found {found}{write}")
 
 
 class _Parser:
@@ -105,7 +107,7 @@ class _Parser:
             return {name: {"in": self._values()}}
         sign = self._next.source
         if self._next.kind != "sign" or sign not in _SIGNS:
-            self._next.fail(f"one of {' '.join(_SIGNS)} in")
+            self._next.fail(f"one of {' '.join(_SIGNS)} in", _between(name, sign))
         self._advance()
         value = self._value()
         return {name: value if sign == "=" else {sign: value}}
@@ -140,7 +142,7 @@ class _Parser:
         if token.kind == "word":
             token.fail("a number, true, false, null or a string in quotes")
         if token.kind not in ("string", "number"):
-            token.fail("a value")
+            token.fail("a value", "= once" if token.source == "=" else "")
         self._advance()
         return token.value
 
@@ -162,6 +164,22 @@ class _Parser:
 
     def _advance(self) -> None:
         self._next = next(self._rest)
+
+
+def _instead(source: str) -> str:
+    """The word that other languages spell so; "" if it is none."""
+    word = {"none": "null"}.get(source.lower(), source.lower())
+    return word if word in _RESERVED and word != source else ""
+
+
+def _between(name: str, found: str) -> str:
+    """What to write for a test that other languages have, from its first two words."""
+    if found.lower() == "is":
+        return "= null or != null"
+    if found.lower() in ("not", "exists"):
+        return f"{found.lower()} in front of the field"
+    word = "" if _instead(found) else _instead(name)
+    return f"{word} for {name!r}" if word else ""
 
 
 def _fail(at: int, what: str) -> NoReturn:
