@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,19 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _TOKENS = ("tokens", "token_factory", "token_nprobe", "token_nearest")
-LATER = ("sparse", "sparse_cut", "sparse_heap_factor", *_TOKENS)
-"""Settings of vectors that not every encoder makes; left out of what is saved at their defaults."""
+_BM25 = ("bm25_language", "bm25_k1", "bm25_b")
+LATER = ("sparse", "sparse_cut", "sparse_heap_factor", *_TOKENS, *_BM25)
+"""Settings of vectors that not every encoder makes, and of words; left out of what is saved at
+their defaults."""
+
+# Those that bm25s has stop words of and PyStemmer a stemmer, and none.
+LANGUAGES = (
+    *("english", "danish", "dutch", "french", "german", "italian", "norwegian", "portuguese"),
+    *("russian", "spanish", "swedish", "turkish", ""),
+)
 
 _CHOICES = {
+    "bm25_language": LANGUAGES,
     "raw": ("float32", "float16"),
     "sparse": ("exact", "seismic"),
     "tokens": ("int8", "float16", "pq"),
@@ -53,6 +63,11 @@ class IndexConfig:
             every document is scored.
         token_nprobe: IVF lists of it visited for each query token; None keeps FAISS's 1.
         token_nearest: tokens it fetches for each query token.
+        bm25_language: whose stop words BM25 leaves out and whose stemmer it takes: "english",
+            "danish", "dutch", "french", "german", "italian", "norwegian", "portuguese", "russian",
+            "spanish", "swedish" or "turkish"; "" for neither, every word as it is.
+        bm25_k1: how slowly BM25 tires of a word that stands often in a document, at least 0.
+        bm25_b: how much the length of a document counts against it in BM25, 0 to 1.
     """
 
     factory: str = "Flat"
@@ -69,6 +84,9 @@ class IndexConfig:
     token_factory: str = ""
     token_nprobe: int | None = None
     token_nearest: int = 64
+    bm25_language: str = "english"
+    bm25_k1: float = 1.5
+    bm25_b: float = 0.75
 
     def __post_init__(self) -> None:
         """Refuse values that could not build an index.
@@ -88,13 +106,19 @@ class IndexConfig:
             if (value := getattr(self, name)) not in allowed:
                 *others, last = map(repr, allowed)
                 raise ValueError(f"{name} is {value!r}; it must be {', '.join(others)} or {last}")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
-        factor = self.sparse_heap_factor
-        if not isinstance(factor, int | float) or not 0 <= factor <= 1:
-            raise ValueError(f"sparse_heap_factor is {factor!r}; it must be a number, 0 to 1")
+        for name in ("sparse_heap_factor", "bm25_b"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value!r}; it must be a number, 0 to 1")
+        if not isinstance(self.bm25_k1, int | float) or not 0 <= self.bm25_k1 < math.inf:
+            raise ValueError(f"bm25_k1 is {self.bm25_k1!r}; it must be a number, at least 0")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, JSON-able; those that came later only where they are not their defaults.

@@ -1,6 +1,7 @@
 """Fusion of several lists of one query into one: by ranks, or by standardised scores."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -84,20 +85,34 @@ def check_k(k: int) -> None:
     """Refuse a k that is none.
 
     Raises:
-        ValueError: if it is below 1.
+        ValueError: if it is no whole number, or below 1.
     """
-    if k < 1:
-        raise ValueError(f"the k of reciprocal rank fusion is {k}; it must be at least 1")
+    check_count("the k of reciprocal rank fusion", k)
+
+
+def check_count(what: str, value: Any) -> None:
+    """Refuse what is no whole number of at least 1.
+
+    Raises:
+        ValueError: calling it `what`.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise ValueError(f"{what} is {value!r}; it must be a whole number")
+    if value < 1:
+        raise ValueError(f"{what} is {value}; it must be at least 1")
 
 
 def check_weights(weights: Sequence[float] | None, lists: int) -> np.ndarray:
     """The weights as (lists,) float64, all 1 if None.
 
     Raises:
-        ValueError: if there is not one a list, all are 0, or one is negative or not finite.
+        ValueError: if they are no numbers in order, there is not one a list, all are 0, or one is
+            negative or not finite.
     """
     if weights is None:
         return np.ones(lists)
+    if not _numbers(weights):
+        raise ValueError(f"weights is {weights!r}; expected a list or tuple of numbers")
     found = np.array(weights, dtype=np.float64)
     if found.shape != (lists,):
         raise ValueError(f"expected one weight for each of {lists} lists, got {list(weights)}")
@@ -106,6 +121,16 @@ def check_weights(weights: Sequence[float] | None, lists: int) -> np.ndarray:
             f"the weights are {list(weights)}; expected finite numbers of at least 0, not all 0"
         )
     return found
+
+
+def _numbers(weights: Any) -> bool:
+    """Whether they are numbers in an order: a dictionary or a set has none that is meant."""
+    if isinstance(weights, str) or not isinstance(weights, Sequence | np.ndarray):
+        return False
+    return all(
+        isinstance(each, int | float | np.integer | np.floating) and not isinstance(each, bool)
+        for each in weights
+    )
 
 
 def _union(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

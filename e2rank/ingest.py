@@ -51,6 +51,13 @@ def check_same(encoder: Encoder, made: EncoderInfo, what: str) -> None:
         )
 
 
+def _other(kind: str, stored: str, makes: str) -> str:
+    """What vectors are that an encoder of the same name makes otherwise."""
+    if kind == "sparse" and difference(stored, makes) == "contract":
+        return "made by another contract, such as another number of terms kept of a document"
+    return "of another version of its head"
+
+
 class Ingest:
     """Counts the documents that are cut while an index is filled with what an encoder gives."""
 
@@ -66,21 +73,19 @@ class Ingest:
                 that this one cannot add to.
         """
         self._encoder = encoder
-        self._cut = CutTexts(encoder.contract.document_tokens)
+        self._cut = CutTexts(encoder)
         self._last: Encoding | None = None
         if made is not None:
             check_same(encoder, made, what)
-            for kind, holds, differs in (
-                ("token", made.token_dim, made.tokens != token_fingerprint(encoder)),
-                ("sparse", made.sparse_dim, made.sparse != sparse_fingerprint(encoder)),
+            for kind, holds, stored, makes in (
+                ("token", made.token_dim, made.tokens, token_fingerprint(encoder)),
+                ("sparse", made.sparse_dim, made.sparse, sparse_fingerprint(encoder)),
             ):
-                if holds and differs:
-                    how = (
-                        "they are of another version of its head: migrate the index, or build it "
-                        "again"
-                        if encoder.name == made.name
-                        else f"open it with {made.name!r} to add to it"
-                    )
+                if holds and stored != makes:
+                    how = f"open it with {made.name!r} to add to it"
+                    if encoder.name == made.name:
+                        how = f"they are {_other(kind, stored, makes)}: migrate the index, or build"
+                        how += " it again"
                     raise EncoderMismatch(
                         f"{what} holds {kind} vectors that {encoder.name!r} does not make: {how}"
                     )
@@ -96,7 +101,7 @@ class Ingest:
         )
 
     def report(self) -> bool:
-        """Log how many documents were longer than the encoder reads; whether any were."""
+        """Log how many documents were longer than a model of the encoder reads; whether any."""
         self._cut.report()
         return self._cut.cut > 0
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from e2rank.documents import Candidates, Document, TokenVectors
 from e2rank.encoders import Cost, Encoding, total
+from e2rank.errors import EncodingError, IndexFormatError
 from e2rank.hits import Hit
 from e2rank.index import Store
 from e2rank.rerank import Scored
@@ -137,12 +138,23 @@ class Pool:
         )
 
     def refine(self, store: Store, how: MaxSim, k: int) -> Self:
-        """The pool under MaxSim of stored token vectors with the query's, which were read."""
+        """The pool under MaxSim of stored token vectors with the query's, which were read.
+
+        Raises:
+            EncodingError: if the query's hold a NaN or an infinity.
+            IndexFormatError: if those of a candidate that is scored do.
+        """
         asked = cast(np.ndarray, self.query_tokens)
+        if not np.isfinite(asked).all():
+            raise EncodingError("a token vector of the query holds a NaN or an infinity")
 
         def score(places: np.ndarray) -> np.ndarray:
             tokens = _token_vectors(store, self.rows[places])
-            return maxsim(asked, tokens.rows, tokens.ends, tokens.scale)
+            with np.errstate(over="ignore", invalid="ignore"):
+                scores = maxsim(asked, tokens.rows, tokens.ends, tokens.scale)
+            if not np.isfinite(scores).all():
+                raise IndexFormatError(f"{store.folder}: a token vector holds a NaN or an infinity")
+            return scores
 
         found = refined(self.first, score, how.k or k, how.alpha, how.beta)
         counts = {"scored": found.scored, "pruned": found.pruned, "unseen": found.unseen}

@@ -250,7 +250,7 @@ def order_texts(
     check_texts(documents)
     if not documents:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
-    cut = CutTexts(encoder.contract.document_tokens)
+    cut = CutTexts(encoder)
     read = cut.counted(encode_documents(encoder, documents, ("dense", "tokens")))
     cut.report()
     asked = encoder.encode_queries([query])

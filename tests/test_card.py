@@ -46,7 +46,7 @@ def test_the_card_says_what_the_index_holds() -> None:
         "": "",
         "---": "---",
         "documents": f"{SAMPLE.count:,}",
-        "longer than the encoder reads": f"{SAMPLE.truncated:,}",
+        "longer than a model of the encoder reads": f"{SAMPLE.truncated:,}",
         "encoder": "`minilm`",
         "fingerprint": f"`{SAMPLE.encoder.fingerprint}`",
         "adapted to its documents": "no",

@@ -1,6 +1,9 @@
 """Separate models for sparse and token vectors: each gives what it gives alone, and is named."""
 
 import functools
+import json
+import logging
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +20,7 @@ from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
-from e2rank import Engine
+from e2rank import Document, Engine
 from e2rank.documents import SparseVectors
 from e2rank.encoders import Encoder, Encoding, SparseQueries
 from e2rank.encoders.colbert import ColbertEncoder
@@ -25,10 +28,11 @@ from e2rank.encoders.combined import Combined
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.encoders.joined import load_combined, sparse_model
 from e2rank.encoders.pipeline import Pipeline
-from e2rank.encoders.presets import local_model
+from e2rank.encoders.presets import load_encoder, local_model, split_terms
 from e2rank.encoders.splade import TABLE, SpladeEncoder, idf
-from e2rank.errors import EncodingError
+from e2rank.errors import EncoderMismatch, EncodingError
 from e2rank.gather import Hybrid
+from e2rank.ingest import Ingest, info_of
 
 # Short, long and empty ones by turns; the longest are over the models' budget of 64 tokens.
 TEXTS = [text[: (place * 197) % 700] for place, text in enumerate(abstracts(8))]
@@ -499,6 +503,115 @@ def test_a_part_of_the_dense_encoder_stays_where_no_model_replaces_it(parts: Any
     before = late.calls
     assert outer.encode_documents(TEXTS, ["dense"]).token_vectors == ()
     assert late.calls == before
+
+
+def test_a_number_of_terms_in_a_name_is_kept_by_what_is_built_and_opened_by_it(
+    folders: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "e2rank")
+    where, name = tmp_path / "index", f"hashing-16+{folders['splade']}:7"
+    assert split_terms(f"{folders['splade']}:007") == (folders["splade"], 7)
+    records = [{"id": str(place), "text": text} for place, text in enumerate(TEXTS)]
+    Engine.build(records, where, name).close()
+    assert not [each for each in caplog.messages if "terms of largest weight" in each]
+    with Engine.open(where) as engine:
+        assert engine.encoder.name == name
+        assert np.diff(engine.store.sparse(engine.store.rows).ends).max() == 7
+        assert len(engine.search("wing", gather="sparse", rerank=False)) > 0
+        engine.add([{"id": "more", "text": TEXTS[1]}])
+    assert Engine.open(where, name[:-2] + ":07").encoder.name == name
+    with Engine.open(where, name[:-2]) as engine:
+        said = [each for each in caplog.messages if "terms of largest weight" in each]
+        assert said == [
+            f"{folders['splade']}: of a document the 128 terms of largest weight are kept; "
+            f"{folders['splade']}:1000 would keep 1000"
+        ]
+        says = r"made by another contract than that of .*, such as another number of terms that"
+        with pytest.raises(ValueError, match=says):
+            engine.search("wing", gather="sparse", rerank=False)
+    with pytest.raises(ValueError, match="keeps no term of a document; expected a number of"):
+        load_combined(f"hashing-16+{folders['splade']}:0")
+
+
+def test_a_folder_whose_name_ends_like_a_number_of_terms_is_that_folder(
+    folders: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "tiny:9").symlink_to(folders["splade"])
+    assert split_terms(str(tmp_path / "tiny:9")) == (str(tmp_path / "tiny:9"), None)
+
+
+def test_documents_are_not_added_that_keep_another_number_of_terms(
+    folders: dict[str, str],
+) -> None:
+    few, many = (Combined(HashingEncoder(16), splade(folders, sparse_terms=n)) for n in (7, 9))
+    assert few.name == many.name
+    says = "made by another contract, such as another number of terms kept of a document: migrate"
+    with pytest.raises(EncoderMismatch, match=says):
+        Ingest(few, info_of(many), "it")
+    other = Combined(HashingEncoder(16), splade(folders, "summed"))
+    with pytest.raises(EncoderMismatch, match="of another version of its head: migrate"):
+        Ingest(few, info_of(other), "it")
+
+
+def test_a_text_that_one_model_cuts_is_not_said_to_be_cut_by_all(
+    folders: dict[str, str], parts: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = Combined(*parts)
+    assert both.document_budgets == (48, 64, 512)
+    assert Combined(parts[0], parts[1]).document_budgets == (64, 512)
+    ingest = Ingest(both)
+    ingest.batches.batch([Document("long", "wing " * 60), Document("short", "wing")])
+    assert ingest.report()
+    assert caplog.messages == [
+        "1 of the 2 documents read are longer than one of the encoder's models reads "
+        "(48, 64, 512 tokens): what is beyond is not in that model's vectors"
+    ]
+
+
+def without_type(folder: Path, out: Path, modules: list[str], **settings: Any) -> Path:
+    """A late-interaction folder as PyLate saved them before it said of which kind they are."""
+    shutil.copytree(folder, out)
+    path = out / "config_sentence_transformers.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["model_type"]
+    path.write_text(json.dumps(config | settings), encoding="utf-8")
+    path = out / "modules.json"
+    held = json.loads(path.read_text(encoding="utf-8"))[: len(modules)]
+    for module, kind in zip(held, modules, strict=True):
+        module["type"] = kind
+    path.write_text(json.dumps(held), encoding="utf-8")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("dense", "settings"),
+    [
+        ("pylate.models.Dense.Dense", {}),
+        (
+            "sentence_transformers.models.Dense",
+            {"query_prefix": "[MASK]", "document_prefix": "[unused1]", "query_length": 32},
+        ),
+    ],
+)
+def test_a_pylate_folder_that_says_no_kind_is_loaded_and_is_no_dense_model(
+    folders: dict[str, str], tmp_path: Path, dense: str, settings: dict[str, Any]
+) -> None:
+    modules = ["sentence_transformers.models.Transformer", dense]
+    folder = without_type(Path(folders["colbert"]), tmp_path / "late", modules, **settings)
+    rows = ColbertEncoder.load("late", str(folder), device="cpu").encode_documents(TEXTS)
+    assert [each.shape[1] for each in rows.token_vectors] == [16] * len(TEXTS)
+    with pytest.raises(ValueError, match=r"it is a MultiVectorEncoder; load it joined") as refused:
+        load_encoder(str(folder))
+    assert f"load_encoder('minilm++{folder}')" in str(refused.value)
+
+
+def test_a_folder_that_says_no_kind_and_is_not_pylates_is_refused(
+    folders: dict[str, str], tmp_path: Path
+) -> None:
+    modules = ["sentence_transformers.models.Transformer", "sentence_transformers.models.Dense"]
+    folder = without_type(Path(folders["colbert"]), tmp_path / "late", modules)
+    with pytest.raises(ValueError, match="is no MultiVectorEncoder: expected a model"):
+        ColbertEncoder.load("late", str(folder), device="cpu")
 
 
 def test_the_name_loads_the_same_encoder(folders: dict[str, str]) -> None:

@@ -93,7 +93,9 @@ def test_documents_longer_than_the_encoder_reads_are_counted_and_logged(
     config = IndexConfig(batch=20)
     Engine.build(documents, tmp_path / "index", ShortSighted(), config).close()
     Engine(ShortSighted()).rank(QUERY, ["one", "two", "three"], rerank=False)
-    assert "30 of the 60 documents read are longer than the encoder's 512 tokens" in caplog.text
+    assert (
+        "30 of the 60 documents read are longer than the encoder reads (512 tokens)" in caplog.text
+    )
     assert "2 of the 3 documents read are longer" in caplog.text
 
 
@@ -105,8 +107,8 @@ def test_an_engine_that_adds_one_at_a_time_warns_of_long_texts_once_and_counts_a
         for each in documents[1:4]:
             engine.add([each])
         assert [each for each in caplog.messages if "are longer" in each] == [
-            "1 of the 1 documents read are longer than the encoder's 512 tokens: what is beyond is "
-            "not searched"
+            "1 of the 1 documents read are longer than the encoder reads (512 tokens): what is "
+            "beyond is not in its vectors"
         ]
         assert engine.store.manifest.truncated == 4
 

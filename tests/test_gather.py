@@ -277,6 +277,18 @@ def test_what_is_no_answer_of_a_first_stage_is_refused(
         ({"parts": ("dense", 3)}, "3 is no part of a hybrid"),
         ({"weights": (1.0,)}, "expected one weight for each of 2 lists"),
         ({"weights": (0.0, 0.0)}, "not all 0"),
+        ({"k": 1.5, "method": "rrf"}, "the k of reciprocal rank fusion is 1.5; it must be a whole"),
+        ({"depth": 2.5}, "the depth of a hybrid is 2.5; it must be a whole number"),
+        ({"depth": True}, "the depth of a hybrid is True; it must be a whole number"),
+        ({"parts": {"dense", "bm25"}}, "parts is {.*}; expected a tuple, such as"),
+        ({"parts": (each for each in ("dense", "bm25"))}, "parts is <generator .*expected a tuple"),
+        ({"parts": 2}, "parts is 2; expected a tuple, such as"),
+        (
+            {"weights": {"dense": 1.0, "bm25": 2.0}},
+            "weights is {.*}; expected a list or tuple of numbers",
+        ),
+        ({"weights": ("1", "2")}, "weights is .*; expected a list or tuple of numbers"),
+        ({"weights": {1.0, 2.0}}, "weights is .*; expected a list or tuple of numbers"),
     ],
 )
 def test_a_hybrid_that_makes_no_sense_is_refused(settings: dict[str, Any], says: str) -> None:

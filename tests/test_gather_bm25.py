@@ -11,36 +11,45 @@ from typing import Any
 import numpy as np
 import pytest
 import Stemmer
-from bm25s.stopwords import STOPWORDS_EN
+from bm25s.stopwords import STOPWORDS_EN, STOPWORDS_GERMAN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2rank import Document, Engine, MissingExtra
+from e2rank import Document, Engine, IndexConfig, MissingExtra
+from e2rank.config import LANGUAGES
 from e2rank.gather.bm25 import Bm25
 
 WORDS = ["wing", "wings", "winged", "heat", "Heating", "the", "of", "flow", "x", "2nd", "a_b"]
 TEXTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join), max_size=8)
 
 
-def stems(text: str) -> list[str]:
+STOP_WORDS = {"english": STOPWORDS_EN, "german": STOPWORDS_GERMAN, "": ()}
+
+
+def stems(text: str, language: str = "english") -> list[str]:
     """The words of a text as BM25 counts them."""
     words = [word.strip(".,") for word in text.lower().split()]
-    kept = [word for word in words if len(word) > 1 and word not in STOPWORDS_EN]
-    return Stemmer.Stemmer("english").stemWords(kept)
+    kept = [word for word in words if len(word) > 1 and word not in STOP_WORDS[language]]
+    return Stemmer.Stemmer(language).stemWords(kept) if language else kept
 
 
-def by_formula(texts: list[str], query: str) -> list[float]:
-    """Lucene's variant, k1 = 1.5, b = 0.75."""
-    every = [stems(text) for text in texts]
+def by_formula(
+    texts: list[str],
+    query: str,
+    config: IndexConfig = IndexConfig(),  # noqa: B008 - frozen
+) -> list[float]:
+    """Lucene's variant, by default with k1 = 1.5, b = 0.75."""
+    language, k1, b = config.bm25_language, config.bm25_k1, config.bm25_b
+    every = [stems(text, language) for text in texts]
     average = sum(map(len, every)) / max(len(every), 1)
     scores = []
     for words in every:
         score = 0.0
-        for word in stems(query):
+        for word in stems(query, language):
             holding = sum(word in other for other in every)
             if word in words:
                 idf = math.log(1 + (len(every) - holding + 0.5) / (holding + 0.5))
-                length = 1.5 * (1 - 0.75 + 0.75 * len(words) / average)
+                length = k1 * (1 - b + b * len(words) / average)
                 score += idf * words.count(word) / (words.count(word) + length)
         scores.append(score)
     return scores
@@ -53,6 +62,76 @@ def test_scores_are_the_formula(texts: list[str], query: str) -> None:
     assert (found.shape, found.dtype) == ((2, len(texts)), np.float32)
     np.testing.assert_allclose(found[0], by_formula(texts, query), rtol=1e-5, atol=1e-6)
     assert not found[1].any()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        IndexConfig(bm25_language="german"),
+        IndexConfig(bm25_language="", bm25_k1=1.2, bm25_b=0.3),
+        IndexConfig(bm25_k1=0.9, bm25_b=0.0),
+        IndexConfig(bm25_k1=0, bm25_b=1),
+    ],
+)
+@settings(max_examples=20)
+@given(TEXTS, st.lists(st.sampled_from([*WORDS, "Häuser"]), max_size=5).map(" ".join))
+def test_scores_of_any_setting_are_the_formula(
+    config: IndexConfig, texts: list[str], query: str
+) -> None:
+    texts = [*texts, "das Haus und die Häuser", "the houses"]
+    found = Bm25(texts, config).scores([query])[0]
+    np.testing.assert_allclose(found, by_formula(texts, query, config), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("language", ["english", "german"])
+def test_an_index_keeps_the_language_of_its_words_through_changes_and_under_a_filter(
+    tmp_path: Path, language: str
+) -> None:
+    config = IndexConfig(bm25_language=language, bm25_k1=1.2, bm25_b=0.4)
+    texts = ["das alte haus", "die häuser am see", "und ein garten", "ein haus ein haus"]
+    records = [
+        Document(str(place), text, metadata={"odd": place % 2}) for place, text in enumerate(texts)
+    ]
+    where = tmp_path / "index"
+    Engine.build(records[:3], where, "hashing", config).close()
+    with Engine.open(where) as engine:
+        assert engine.store.manifest.index_config == config
+        search(engine)
+        engine.add(records[3:])
+        engine.delete(["2"])
+        engine.compact()
+        left = [0, 1, 3]
+        scores = by_formula([texts[place] for place in left], "das haus", config)
+        best = {str(place): score for place, score in zip(left, scores, strict=True) if score}
+        assert ("1" in best) == (language == "german")
+        assert dict(search(engine, "das haus")) == pytest.approx(best, rel=1e-5)
+        hits = engine.search("das haus", gather="bm25", rerank=False, where={"odd": 1})
+        odd = {name: score for name, score in best.items() if name in "13"}
+        assert {hit.id: hit.score for hit in hits} == pytest.approx(odd, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"bm25_language": "klingon"},
+            "bm25_language is 'klingon'; it must be 'english', 'danish'",
+        ),
+        ({"bm25_k1": -1}, "bm25_k1 is -1; it must be a number, at least 0"),
+        ({"bm25_k1": float("nan")}, "bm25_k1 is nan"),
+        ({"bm25_k1": "1"}, "bm25_k1 is '1'"),
+        ({"bm25_b": 1.5}, "bm25_b is 1.5; it must be a number, 0 to 1"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        IndexConfig(**fields)
+
+
+@pytest.mark.parametrize("language", [each for each in LANGUAGES if each])
+def test_every_language_has_its_stop_words_and_its_stemmer(language: str) -> None:
+    config = IndexConfig(bm25_language=language)
+    assert Bm25(["wing wing"], config).scores(["wing"])[0, 0] > 0
 
 
 @pytest.fixture

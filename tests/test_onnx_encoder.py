@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -33,6 +33,7 @@ from e2rank.cli import main
 from e2rank.cli.commands import app
 from e2rank.durable import sealed
 from e2rank.encoders import onnx as package
+from e2rank.encoders.combined import Combined
 from e2rank.encoders.judged import Change, Judged
 from e2rank.encoders.onnx import (
     BundleError,
@@ -677,6 +678,14 @@ def test_what_cannot_be_exported_is_refused_in_words(tmp_path: Path) -> None:
     other: Any = OnnxEncoder
     with pytest.raises(ValueError, match="type is no encoder on PyTorch"):
         export.export_onnx(other, tmp_path / "a")
+    dense = encoder("soft")
+    late: Any = SimpleNamespace(
+        name="late", token_fingerprint="x", contract=dataclasses.replace(BERT, token_dim=8)
+    )
+    joined: Any = Combined(dense, None, late)
+    says = f"export '{dense.name}' alone, then load 'FOLDER++late', FOLDER being the bundle's"
+    with pytest.raises(ValueError, match=re.escape(says)):
+        export.export_onnx(joined, tmp_path / "a")
 
 
 def test_blanks_and_repeats_are_no_texts_that_an_export_is_compared_on(

@@ -1,5 +1,6 @@
 """Refining: the prunings are what they are one by one, and every chain of stages holds together."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gather_support import FLUTTER, HEAT, Words, dense_score, ids, late_score
+from gather_support import FLUTTER, HEAT, WIDE, Words, dense_score, ids, late_score
 from hypothesis import given
 from hypothesis import strategies as st
 
 from e2rank import Document, Engine, Hits
+from e2rank.config import IndexConfig
 from e2rank.documents import TokenVectors
+from e2rank.encoders import Encoding
+from e2rank.errors import IndexFormatError
 from e2rank.index import Store
 from e2rank.rerank.refine import LEAST, MaxSim, refined
 from e2rank.scores import fuse, rank
@@ -122,6 +126,11 @@ def test_nothing_to_refine_is_fine() -> None:
         ({"alpha": math.nan}, "alpha is nan"),
         ({"beta": 0}, "beta is 0; it must be at least 1"),
         ({"k": 0}, "k of MaxSim is 0; it must be at least 1"),
+        ({"alpha": "0.1"}, "alpha is '0.1'; it must be a number between 0 and 1"),
+        ({"alpha": True}, "alpha is True; it must be a number between 0 and 1"),
+        ({"beta": 1.5}, "beta is 1.5; it must be a whole number"),
+        ({"beta": True}, "beta is True; it must be a whole number"),
+        ({"k": 2.5}, "k of MaxSim is 2.5; it must be a whole number"),
     ],
 )
 def test_prunings_out_of_range_are_refused(settings: dict[str, Any], says: str) -> None:
@@ -260,6 +269,48 @@ def test_refining_that_fails_leaves_the_first_stage_flagged(
     hits = engine.search(HEAT, 10, refine="maxsim", rerank="prf")
     assert ids(hits) == ids(first)
     assert hits.rerank_error == "maxsim failed: cannot be read"
+
+
+def test_a_stored_token_vector_that_is_no_number_leaves_the_first_stage_flagged(
+    documents: list[Document], tmp_path: Path
+) -> None:
+    where = tmp_path / "index"
+    Engine.build(documents[:20], where, Words(), IndexConfig(tokens="float16")).close()
+    (path,) = where.rglob("tokens.npy")
+    rows = np.load(path, mmap_mode="r+")
+    rows[10] = np.nan
+    with Engine.open(where, Words()) as engine:
+        first = engine.search(HEAT, 20, rerank=False)
+        for rerank in (False, "prf"):
+            hits = engine.search(HEAT, 20, refine="maxsim", rerank=rerank)
+            assert [(hit.id, hit.score) for hit in hits] == [(h.id, h.score) for h in first]
+            assert hits.rerank_error == (
+                f"maxsim failed: {where}: a token vector holds a NaN or an infinity"
+            )
+        # A document that is not looked at harms nobody.
+        near = engine.search(HEAT, 1, where={"year": 1}, refine="maxsim", rerank=False)
+        assert (len(near), near.rerank_error) == (0, "")
+        with pytest.raises(IndexFormatError, match=r"tokens\.npy is damaged: a row holds a NaN"):
+            engine.search(HEAT, gather="multivector", rerank=False)
+
+
+@pytest.mark.parametrize("gather", ["dense", "bm25"])
+def test_a_query_whose_token_vectors_are_no_numbers_leaves_the_first_stage_flagged(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, gather: Any
+) -> None:
+    first, read = engine.search(HEAT, 5, gather=gather, rerank=False), engine.encoder.encode_queries
+
+    def broken(texts: Sequence[str]) -> Encoding:
+        rows = tuple(np.full((2, WIDE), np.nan, dtype=np.float32) for _ in texts)
+        return dataclasses.replace(read(texts), token_vectors=rows)
+
+    monkeypatch.setattr(engine.encoder, "encode_queries", broken)
+    hits = engine.search(HEAT, 5, gather=gather, refine="maxsim", rerank=False)
+    assert ids(hits) == ids(first)
+    says = "a token vector of the query holds a NaN or an infinity"
+    assert hits.rerank_error == f"maxsim failed: {says}"
+    with pytest.raises(ValueError, match="query 0 holds a NaN or an infinity"):
+        engine.search(HEAT, gather="multivector", rerank=False)
 
 
 def test_an_encoder_that_fails_before_refining_leaves_the_first_stage(

@@ -193,6 +193,24 @@ def test_ends_out_of_order_are_refused_when_they_are_needed(tmp_path: Path) -> N
         Tokens(tmp_path, 60, P).owners(np.array([240]))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("queries", [1, 2])
+def test_a_number_that_is_none_is_refused_only_where_its_document_is_scored(
+    tmp_path: Path, bad: float, queries: int
+) -> None:
+    written(tmp_path, LENGTHS, kind="float16")
+    rows = np.load(tmp_path / ROWS)
+    rows[4] = [bad, *[-bad] * (P - 1)]
+    np.save(tmp_path / ROWS, rows)
+    tokens, allowed = Tokens(tmp_path, len(LENGTHS), P, "float16"), np.arange(len(LENGTHS)) != 2
+    asking = asked(*[3] * queries)
+    with pytest.raises(
+        IndexFormatError, match=r"tokens\.npy is damaged: a row holds a NaN or an i"
+    ):
+        search(tokens, asking, 3)
+    agrees(tokens, asking, 3, allowed)
+
+
 def test_no_query_no_document_and_no_query_token_have_answers(tmp_path: Path) -> None:
     tokens = written(tmp_path / "some", LENGTHS)
     scores, rows = search(tokens, [], 3)

@@ -81,9 +81,11 @@ def total(costs: Iterable[Cost]) -> Cost:
 class CutTexts:
     """Counts documents that lost tokens, so that nothing is cut without a word."""
 
-    def __init__(self, budget: int) -> None:
-        """Count what is longer than `budget` tokens."""
-        self._budget, self._texts, self.cut = budget, 0, 0
+    def __init__(self, encoder: "Encoder") -> None:
+        """Count what is longer than the encoder reads, or one of several models that it is of."""
+        of_one = (encoder.contract.document_tokens,)
+        self._budgets: Sequence[int] = getattr(encoder, "document_budgets", of_one)
+        self._texts = self.cut = 0
 
     def counted(self, encoding: Encoding) -> Encoding:
         """`encoding` as it is, counted."""
@@ -93,14 +95,19 @@ class CutTexts:
 
     def report(self) -> None:
         """Log how many were cut, if any were."""
-        if self.cut:
-            _log.warning(
-                "%d of the %d documents read are longer than the encoder's %d tokens: what is "
-                "beyond is not searched",
-                self.cut,
-                self._texts,
-                self._budget,
+        if not self.cut:
+            return
+        # What the vectors lack, BM25 still finds, and perhaps another model's vectors.
+        what = "the encoder reads ({} tokens): what is beyond is not in its vectors"
+        if len(self._budgets) > 1:
+            what = (
+                "one of the encoder's models reads ({} tokens): what is beyond is not in that "
+                "model's vectors"
             )
+        _log.warning(
+            "%d of the %d documents read are longer than %s",
+            *(self.cut, self._texts, what.format(", ".join(map(str, self._budgets)))),
+        )
 
 
 @runtime_checkable

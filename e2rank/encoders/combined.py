@@ -103,6 +103,16 @@ class Combined:
         self.contract = dataclasses.replace(dense.contract, **fields)
 
     @property
+    def document_budgets(self) -> tuple[int, ...]:
+        """How many tokens of a document its models read, each number once, ascending."""
+        budgets = {
+            budget
+            for part in (self.dense, self.sparse, self.tokens)
+            for budget in getattr(part, "document_budgets", (part.contract.document_tokens,))
+        }
+        return tuple(sorted(budgets))
+
+    @property
     def adapter_fingerprint(self) -> str:
         """What identifies the dense encoder's adapter; "" without one."""
         return str(getattr(self.dense, "adapter_fingerprint", ""))

@@ -1,11 +1,14 @@
 """Encoders of several models by name: "minilm+splade-tiny+colbert-small"."""
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 
 from e2rank.encoders.combined import JOIN, Combined, SparseModel, TokenModel
-from e2rank.encoders.presets import load_encoder, local_model
+from e2rank.encoders.presets import load_encoder, local_model, split_terms
 from e2rank.errors import MissingExtra
+
+_log = logging.getLogger("e2rank")
 
 # Names of models that `make models` writes, and their folders.
 _SPARSE = {"splade-tiny": "splade-tiny"}
@@ -17,7 +20,7 @@ def load_combined(name: str, *, device: str | None = None) -> Combined:
 
     Args:
         name: names of a dense, a sparse and a token model, joined by "+"; the last two may be
-            empty. See `sparse_model` and `token_model`.
+            empty. See `sparse_model`, which takes a number of terms too, and `token_model`.
         device: a torch device; None takes the GPU when there is one.
     Raises:
         ValueError: if there are more than three, no dense one, or one cannot be loaded.
@@ -38,11 +41,24 @@ def load_combined(name: str, *, device: str | None = None) -> Combined:
 
 
 def sparse_model(name: str, *, device: str | None = None) -> SparseModel:
-    """`splade-tiny` (see `make models`), or a SparseEncoder's folder or name on a hub."""
+    """`splade-tiny` (see `make models`), or a SparseEncoder's folder or name on a hub.
+
+    A number behind a colon is how many terms of a document are kept at most, those of largest
+    weight: "splade-tiny:1000". Without one it is 128, which a line of the log says.
+    """
     _need_sentence_transformers()
     from e2rank.encoders.splade import SpladeEncoder
 
-    return SpladeEncoder.load(*_named(name, _SPARSE), device=device)
+    alone, terms = split_terms(name)
+    called, source = _named(alone, _SPARSE)
+    if terms is not None:
+        return SpladeEncoder.load(f"{called}:{terms}", source, sparse_terms=terms, device=device)
+    made = SpladeEncoder.load(called, source, device=device)
+    _log.info(
+        "%s: of a document the %d terms of largest weight are kept; %s:1000 would keep 1000",
+        *(called, made.contract.sparse_terms, called),
+    )
+    return made
 
 
 def token_model(name: str, *, device: str | None = None) -> TokenModel:

@@ -70,7 +70,8 @@ def load_encoder(encoder: str | Path | Encoder, *, device: str | None = None) ->
             `e2rank-8b`, `hashing`); the folder of an adapter or a model that training wrote, or of
             an ONNX bundle; a sentence-transformers name or folder; or several joined by `+`, which
             give the dense, the sparse and the token vectors: "minilm+splade-tiny",
-            "minilm++colbert-small". An encoder is given back as it is.
+            "minilm++colbert-small" ("splade-tiny:1000" keeps 1000 terms of a document). An encoder
+            is given back as it is.
         device: a torch device; None takes the GPU when there is one. A bundle runs on the CPU
             unless it is "cuda".
     Raises:
@@ -110,11 +111,28 @@ def absent_folder(encoder: str | Path) -> str | None:
         return str(encoder)
     ends = tuple({os.sep, os.altsep or os.sep})
     for name in str(encoder).split("+"):
-        path = Path(name)
+        path = Path(split_terms(name)[0])
         by_its_looks = path.is_absolute() or name.startswith((".", "~")) or name.endswith(ends)
         if name and (by_its_looks or len(path.parts) > 2) and not path.is_dir():
             return name
     return None
+
+
+def split_terms(name: str) -> tuple[str, int | None]:
+    """The name of a sparse model, and how many terms of a document are kept where it says so.
+
+    >>> split_terms("splade-tiny:1000"), split_terms("splade-tiny")
+    (('splade-tiny', 1000), ('splade-tiny', None))
+
+    Raises:
+        ValueError: if none would be kept.
+    """
+    match = re.fullmatch(r"(.+):([0-9]+)", name)
+    if match is None or Path(name).is_dir():
+        return name, None
+    if int(match[2]) < 1:
+        raise ValueError(f"{name!r} keeps no term of a document; expected a number of at least 1")
+    return match[1], int(match[2])
 
 
 def _bundle(name: str, device: str | None) -> Encoder:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import transformers
 from safetensors import SafetensorError
@@ -41,11 +41,10 @@ def load_model(kind: type, name: str, source: str) -> Any:
     what = kind.__name__
     try:
         model = kind(source, device="cpu", model_kwargs={"dtype": "auto"})
-        saved = _file(source, "config_sentence_transformers.json", {})
+        found = _model_type(source)
     except (OSError, ValueError, SafetensorError) as error:
         reason = [*str(error).strip().splitlines(), type(error).__name__][0]
         raise ValueError(f"cannot load {name} as a {what}: {reason}") from error
-    found = saved.get("model_type")
     if found is None:
         config = getattr(getattr(model[0], "auto_model", None), "config", None)
         architectures = getattr(config, "architectures", None) or [""]
@@ -91,7 +90,7 @@ def check_dense(source: str) -> None:
 
 def _kind(source: str) -> str | None:
     """Which of `_DOORS` a model needs; None for a dense one, and for one that does not say."""
-    saved = _file(source, "config_sentence_transformers.json", {}).get("model_type")
+    saved = _model_type(source)
     if saved is not None or has_modules(source):
         kinds = _SAVED | {_PAIRS: (_PAIRS,)}
         return next((kind for kind, names in kinds.items() if saved in names), None)
@@ -99,6 +98,22 @@ def _kind(source: str) -> str | None:
     ends = {"MultiVectorEncoder": _ENDS["MultiVectorEncoder"], _PAIRS: (_PAIRS_END,)}
     architecture = _architecture(source)
     return next((kind for kind, end in ends.items() if architecture.endswith(end)), None)
+
+
+def _model_type(source: str) -> str | None:
+    """What a model says it was saved as; None where it does not.
+
+    Early versions of PyLate did not say, and are known by their modules or their settings.
+    """
+    saved = _file(source, "config_sentence_transformers.json", {})
+    types = [str(module["type"]) for module in _file(source, "modules.json", [])]
+    by_modules = any(each.startswith("pylate.models.") for each in types)
+    by_settings = {"query_prefix", "query_length"} <= saved.keys()
+    if "model_type" not in saved and (
+        by_modules or (by_settings and any(each.endswith(".Dense") for each in types))
+    ):
+        return "ColBERT"
+    return cast(str | None, saved.get("model_type"))
 
 
 def _named(source: str, kind: str) -> str:

@@ -20,6 +20,9 @@ from e2rank.errors import EncodingError
 TABLE = "query_weights.npy"
 """In the folder of a model: the table that its queries are read from."""
 
+TERMS = 128
+"""Terms of a document that are kept unless another number is asked for."""
+
 Row = tuple[np.ndarray, np.ndarray]
 
 
@@ -42,7 +45,7 @@ class SpladeEncoder:
         name: str,
         model: SparseEncoder,
         *,
-        sparse_terms: int = 128,
+        sparse_terms: int = TERMS,
         query_weights: np.ndarray | None = None,
         device: str | None = None,
     ) -> None:
@@ -84,7 +87,9 @@ class SpladeEncoder:
         self.sparse_fingerprint = f"{weights}-{text_digest(tokenizer)}-{self.contract.digest()}"
 
     @classmethod
-    def load(cls, name: str, source: str, *, device: str | None = None) -> "SpladeEncoder":
+    def load(
+        cls, name: str, source: str, *, sparse_terms: int = TERMS, device: str | None = None
+    ) -> "SpladeEncoder":
         """The model in a folder or on a hub, with the query_weights.npy that a folder may hold.
 
         Raises:
@@ -94,7 +99,7 @@ class SpladeEncoder:
         path = Path(source) / TABLE
         table = np.load(path, allow_pickle=False) if path.is_file() else None
         model = load_model(SparseEncoder, name, source)
-        return cls(name, model, query_weights=table, device=device)
+        return cls(name, model, sparse_terms=sparse_terms, query_weights=table, device=device)
 
     def encode_documents(self, texts: Sequence[str]) -> Encoding:
         """The sparse vectors of n documents, beside vectors of (n, 0).

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from e2rank.config import IndexConfig
 from e2rank.errors import MissingExtra
 from e2rank.gather.gathered import Gathered
 from e2rank.index import Store
@@ -21,27 +22,29 @@ class Bm25:
     """An inverted index with BM25 scores, in memory, by the package bm25s.
 
     `score(q, d) = sum over words t of q of idf(t) * tf / (tf + k1 * (1 - b + b * |d| / avg))` with
-    `idf(t) = log(1 + (N - df + 0.5) / (df + 0.5))`: the variant that bm25s calls "lucene", with
-    its defaults k1 = 1.5 and b = 0.75. A word that stands twice in the query counts twice. Words
-    are runs of two or more letters, digits or underscores in lower case, without the 33 stop words
-    of English that bm25s has, stemmed by PyStemmer's English stemmer. Scores are float32.
+    `idf(t) = log(1 + (N - df + 0.5) / (df + 0.5))`: the variant that bm25s calls "lucene", by
+    default with k1 = 1.5 and b = 0.75 as there. A word that stands twice in the query counts twice.
+    Words are runs of two or more letters, digits or underscores in lower case, without the stop
+    words that bm25s has of the language (33 of English), stemmed by PyStemmer's stemmer of it.
+    Scores are float32. An index says its own in `IndexConfig(bm25_language=, bm25_k1=, bm25_b=)`.
 
     Source: bm25s, arXiv 2407.03618.
     """
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        """Index n texts; they are read once.
+    def __init__(self, texts: Iterable[str], config: IndexConfig | None = None) -> None:
+        """Index n texts, by the settings of an index or the defaults; they are read once.
 
         Raises:
             MissingExtra: if bm25s or PyStemmer is not installed.
         """
-        library = _bm25s()
-        words = library.tokenize(texts, **_wording())
+        library, config = _bm25s(), config or IndexConfig()
+        self._language = config.bm25_language
+        words = library.tokenize(texts, **_wording(self._language))
         self._count = len(words.ids)
         self._model: Any = None
         # A vocabulary of no word has no length to divide by.
         if words.vocab:
-            self._model = library.BM25(k1=1.5, b=0.75, method="lucene")
+            self._model = library.BM25(k1=config.bm25_k1, b=config.bm25_b, method="lucene")
             self._model.index(words, create_empty_token=False, show_progress=False)
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
@@ -49,7 +52,7 @@ class Bm25:
         found = np.zeros((len(queries), self._count), dtype=np.float32)
         if self._model is None or not len(queries):
             return found
-        asked = _bm25s().tokenize(list(queries), return_ids=False, **_wording())
+        asked = _bm25s().tokenize(list(queries), return_ids=False, **_wording(self._language))
         for place, words in enumerate(asked):
             if known := self._model.get_tokens_ids(words):
                 found[place] = self._model.get_scores_from_ids(known)
@@ -83,7 +86,8 @@ class Bm25Cache:
             if self._made is None or self._made.manifest != store.manifest:
                 self._made = None
                 start = time.perf_counter()
-                made = Bm25(document.body for document in store)
+                config = store.manifest.index_config
+                made = Bm25((document.body for document in store), config)
                 self._made = Bm25Rows(store.manifest, store.rows, made)
                 took = time.perf_counter() - start
                 _log.info("BM25 over %d documents took %.1f s to build", len(store), took)
@@ -135,14 +139,16 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
     return places[np.lexsort((places, -scores[places]))[:k]]
 
 
-def _wording() -> dict[str, Any]:
+def _wording(language: str) -> dict[str, Any]:
     try:
         import Stemmer
     except ImportError as error:
         raise MissingExtra("Stemmer", extra="bm25") from error
+    if not language:
+        return {"stopwords": None, "stemmer": None, "show_progress": False}
     # Made anew each time, as a stemmer is not for several threads.
-    stemmer = Stemmer.Stemmer("english")
-    return {"stopwords": "english", "stemmer": stemmer, "show_progress": False}
+    stemmer = Stemmer.Stemmer(language)
+    return {"stopwords": language, "stemmer": stemmer, "show_progress": False}
 
 
 def _bm25s() -> Any:

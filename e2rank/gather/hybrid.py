@@ -7,7 +7,14 @@ from typing import Literal, Self, cast
 import numpy as np
 
 from e2rank.encoders import Encoder, Encoding, total
-from e2rank.fusion import Found, check_k, check_weights, reciprocal_ranks, standard_scores
+from e2rank.fusion import (
+    Found,
+    check_count,
+    check_k,
+    check_weights,
+    reciprocal_ranks,
+    standard_scores,
+)
 from e2rank.gather.gathered import FromEncoded, Gathered, Gatherer, Scoring
 from e2rank.scores import rank
 
@@ -54,8 +61,7 @@ class Hybrid:
         if self.method not in ("rrf", "zscore"):
             raise ValueError(f"method is {self.method!r}; expected 'rrf' or 'zscore'")
         check_k(self.k)
-        if self.depth < 1:
-            raise ValueError(f"the depth of a hybrid is {self.depth}; it must be at least 1")
+        check_count("the depth of a hybrid", self.depth)
         if self.parts is not None:
             self._check_parts(self.parts)
         if self.within:
@@ -85,6 +91,9 @@ class Hybrid:
 
     @staticmethod
     def _check_parts(parts: Sequence[Named | Gatherer]) -> None:
+        # A set's order is not the caller's, and a generator is read only once.
+        if not isinstance(parts, Sequence):
+            raise ValueError(f"parts is {parts!r}; expected a tuple, such as ('dense', 'bm25')")
         if isinstance(parts, str) or len(parts) < 2:
             raise ValueError(f"parts is {parts!r}; a hybrid has at least two, such as 'dense'")
         for part in parts:

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from typing import cast
 
 from e2rank.documents import SparseVectors
-from e2rank.encoders import Encoder, SparseQueries, encode_sparse_queries, sparse_fingerprint
+from e2rank.encoders import (
+    Encoder,
+    SparseQueries,
+    difference,
+    encode_sparse_queries,
+    sparse_fingerprint,
+)
 from e2rank.gather.gathered import Gathered
 from e2rank.index import Store
 
@@ -49,8 +55,14 @@ def sparse_gatherer(encoder: Encoder, store: Store) -> SparseGatherer:
             "again to store them, or gather by 'dense' or 'bm25'"
         )
     if stored != made:
+        what = "of another model than {}"
+        if difference(stored, made) == "contract":
+            what = (
+                "made by another contract than that of {}, such as another number of terms that "
+                "are kept of a document (a name such as splade-tiny:1000 says one)"
+            )
         raise ValueError(
-            f"the sparse vectors of {store.folder} are of another model than {encoder.name}: "
+            f"the sparse vectors of {store.folder} are {what.format(encoder.name)}: "
             f"{stored}, expected {made}; build it again, or gather by 'dense' or 'bm25'"
         )
     return SparseGatherer(encoder, store)

@@ -51,7 +51,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     yield "documents", f"{manifest.count:,}"
     if manifest.deleted:
         yield "deleted, still in the files", f"{manifest.deleted:,}"
-    yield "longer than the encoder reads", f"{manifest.truncated:,}"
+    yield "longer than a model of the encoder reads", f"{manifest.truncated:,}"
     # Where the folder of a model was is nobody's business.
     yield "encoder", _code(path.name if path.is_absolute() else encoder.name)
     yield "fingerprint", _code(encoder.fingerprint)

@@ -53,8 +53,8 @@ class SegmentInfo:
     Args:
         name: its folder, six digits; a number is never used twice.
         count: documents in its files, deleted ones too.
-        truncated: how many of them were longer than the encoder reads, when they came; of those
-            whose rows were copied from another segment, the share that its count says.
+        truncated: how many of them were longer than a model of the encoder reads, when they came;
+            of those whose rows were copied from another segment, the share that its count says.
         factory: what its FAISS index was made by; "Flat" needs none.
         deleted: how many are deleted.
         deletions: the file that says which, "" if none is.
@@ -115,7 +115,7 @@ class Manifest:
 
     @property
     def truncated(self) -> int:
-        """Documents that were longer than the encoder reads, deleted ones among them."""
+        """Documents that were longer than a model of the encoder reads, deleted ones among them."""
         return sum(segment.truncated for segment in self.segments)
 
     @property
@@ -161,7 +161,7 @@ class Manifest:
 
 def _later(config: dict[str, Any]) -> bool:
     """Whether a configuration says something that format 3 does not know."""
-    return any(name.startswith(("sparse", "token")) for name in config)
+    return any(name.startswith(("sparse", "token", "bm25")) for name in config)
 
 
 def _check(manifest: Manifest) -> None:

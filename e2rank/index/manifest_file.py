@@ -10,7 +10,7 @@ from e2rank.index.files import damaged
 
 FORMAT = 4
 """What is read at most. Format 4 is written where there are sparse vectors or a setting that came
-with them, else 3; formats 1 and 2, of one segment that never changed, are read too."""
+with them or later, else 3; formats 1 and 2, of one segment that never changed, are read too."""
 
 SEALED = 3
 """The first format whose manifest has a seal."""

@@ -14,6 +14,7 @@ import numpy as np
 from e2rank.config import IndexConfig
 from e2rank.index import codec, dense
 from e2rank.index.exact import Found, ordered
+from e2rank.index.files import damaged
 from e2rank.index.tokens import Tokens
 from e2rank.scores import maxsim
 
@@ -95,7 +96,7 @@ def search(
 
     Args:
         tokens: of the n documents of a segment.
-        queries: (t, p) float32 each, t of its own.
+        queries: (t, p) float32 each, t of its own; finite numbers.
         k: documents to find.
         allowed: (n,) bool, the documents that may be found; None for all.
         proposer: which documents to score; None for all. Where it proposes fewer than k, all.
@@ -103,7 +104,8 @@ def search(
         Scores (q, m) float32, best first, and rows (q, m) int64; m is k, or as many as are
         allowed. A document without tokens comes last.
     Raises:
-        IndexFormatError: if the files of the token vectors are damaged.
+        IndexFormatError: if the files of the token vectors are damaged, or a document that is
+            scored has a NaN or an infinity.
     """
     every = np.arange(len(tokens.ends)) if allowed is None else np.flatnonzero(allowed)
     k = min(k, len(every))
@@ -125,10 +127,14 @@ def _best(tokens: Tokens, queries: Sequence[np.ndarray], k: int, rows: np.ndarra
     numbers = np.zeros((len(queries), 0), dtype=np.int64)
     for part in _chunks(tokens, rows):
         held = tokens.vectors(part)
-        # Converted once for all queries.
-        floats = held.rows if len(queries) == 1 else held.rows.astype(np.float32, copy=False)
-        for_all = [maxsim(query, floats, held.ends, held.scale) for query in queries]
+        with np.errstate(over="ignore", invalid="ignore"):
+            # Converted once for all queries.
+            floats = held.rows if len(queries) == 1 else held.rows.astype(np.float32, copy=False)
+            for_all = [maxsim(query, floats, held.ends, held.scale) for query in queries]
         new = np.array(for_all, dtype=np.float32).reshape(len(queries), len(part))
+        # Queries are finite: what is not was stored.
+        if not np.isfinite(new).all():
+            raise damaged(tokens.path, "a row holds a NaN or an infinity")
         scores = np.concatenate([scores, new], axis=1)
         numbers = np.concatenate([numbers, np.broadcast_to(part, new.shape)], axis=1)
         scores, numbers = ordered(scores, numbers, k)

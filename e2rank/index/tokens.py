@@ -115,8 +115,8 @@ class Tokens:
         """
         self._folder, self._dim, self.kind = segment, dim, kind
         self.codebook = _codebook(segment / CODEBOOK, dim) if kind == "pq" else None
-        self._path = segment / names_of(kind)[0]
-        self._rows = mapped(self._path, _TYPES[kind], 2)
+        self.path = segment / names_of(kind)[0]
+        self._rows = mapped(self.path, _TYPES[kind], 2)
         self.ends = mapped(segment / ENDS, np.int64, 1)
         if len(self.ends) != count:
             raise damaged(segment / ENDS, f"it holds {len(self.ends)} documents, expected {count}")
@@ -125,7 +125,7 @@ class Tokens:
         expected = (int(self.ends[-1]) if count else 0, width)
         if self._rows.shape != expected:
             holds = f"it holds {self._rows.shape}, expected {expected} by {ENDS}"
-            raise damaged(self._path, holds)
+            raise damaged(self.path, holds)
 
     def in_order(self) -> bool:
         """Whether each document's rows end where they began, or after."""
@@ -215,7 +215,7 @@ class Tokens:
         try:
             return codec.decode(codes, book)
         except IndexError:
-            raise damaged(self._path, "it holds a code of no centroid") from None
+            raise damaged(self.path, "it holds a code of no centroid") from None
 
 
 def joined(held: Sequence[tuple[np.ndarray, TokenVectors]], shape: tuple[int, int]) -> TokenVectors:

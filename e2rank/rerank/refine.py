@@ -4,9 +4,11 @@ import heapq
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+
+from e2rank.fusion import check_count
 
 LEAST = 8
 """Candidates scored at a time, at least: one by one, each would cost a call of its own."""
@@ -41,11 +43,19 @@ class MaxSim:
         Raises:
             ValueError: naming the setting, its value and what it must be.
         """
-        if self.alpha is not None and not 0.0 <= self.alpha <= 1.0:
-            raise ValueError(f"alpha is {self.alpha}; it must be between 0 and 1")
+        if self.alpha is not None:
+            _check_share("alpha", self.alpha)
         for name, value in (("beta", self.beta), ("k of MaxSim", self.k)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+            if value is not None:
+                check_count(name, value)
+
+
+def _check_share(name: str, value: Any) -> None:
+    number = isinstance(value, int | float | np.integer | np.floating)
+    if not number or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; it must be a number between 0 and 1")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} is {value}; it must be between 0 and 1")
 
 
 Refine = Literal["maxsim"] | MaxSim | None

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnx
 
+from e2rank.encoders.combined import JOIN, Combined
 from e2rank.encoders.judged import Judge, Judged
 from e2rank.encoders.onnx import gate
 from e2rank.encoders.onnx.bundle import (
@@ -84,9 +85,7 @@ def export_onnx(
     if precision not in get_args(Precision):
         raise ValueError(f"precision is {precision!r}; expected fp32, fp16 or int8")
     if not isinstance(encoder, TorchEncoder):
-        raise ValueError(
-            f"{type(encoder).__name__} is no encoder on PyTorch; only those are exported"
-        )
+        raise ValueError(_why_not(encoder))
     if encoder.device.type != "cpu":
         raise ValueError("the encoder is on a GPU, in bfloat16; load it with device='cpu'")
     if isinstance(texts, str):
@@ -110,6 +109,17 @@ def export_onnx(
         (side / "README.md").write_text(_card(bundle, report), encoding="utf-8")
         bundle.save(side)
     return report
+
+
+def _why_not(encoder: object) -> str:
+    """Why something else than an encoder on PyTorch is not exported, and what to do."""
+    if not isinstance(encoder, Combined):
+        return f"{type(encoder).__name__} is no encoder on PyTorch; only those are exported"
+    dense, *others = encoder.name.split(JOIN)
+    return (
+        f"{encoder.name} is of several models, and only the dense one can be exported: export "
+        f"{dense!r} alone, then load {JOIN.join(['FOLDER', *others])!r}, FOLDER being the bundle's"
+    )
 
 
 class _Uncompared(OnnxEncoder):
