@@ -113,12 +113,12 @@ class IndexConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
-        for name in ("sparse_heap_factor", "bm25_b"):
+        for name, most in (("sparse_heap_factor", 1), ("bm25_b", 1), ("bm25_k1", math.inf)):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value!r}; it must be a number, 0 to 1")
-        if not isinstance(self.bm25_k1, int | float) or not 0 <= self.bm25_k1 < math.inf:
-            raise ValueError(f"bm25_k1 is {self.bm25_k1!r}; it must be a number, at least 0")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value <= most or value == math.inf:
+                bounds = "at least 0" if most == math.inf else "0 to 1"
+                raise ValueError(f"{name} is {value!r}; it must be a number, {bounds}")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, JSON-able; those that came later only where they are not their defaults.

@@ -155,7 +155,8 @@ class Contract:
         unknown = fields.keys() - known
         if unknown:
             raise ValueError(
-                f"a contract has no field {sorted(unknown)[0]!r}: was it written by a newer e2rank?"
+                f"a contract has no field {sorted(unknown)[0]!r}; this e2rank knows "
+                f"{', '.join(sorted(known))}: is it misspelt, or of a newer one?"
             )
         required = {
             field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING

@@ -104,7 +104,8 @@ def _is_gzip(file: Path, source: BufferedReader) -> bool:
     """Whether what is about to be read is gzipped: so a file's name says, and a stream's start."""
     start = source.peek(2)[:2]
     if file.suffix != ".gz":
-        return start == _GZIP and not file.is_file()
+        # What standard input is redirected from is a file, but has another name.
+        return start == _GZIP and (not file.is_file() or file.is_relative_to("/dev"))
     if not start:
         # Python reads no bytes as a gzip file of nothing; a real one is never empty.
         raise CorpusError(f"{file.name} is empty: the file is cut short")

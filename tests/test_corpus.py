@@ -150,6 +150,18 @@ def test_a_pipe_and_standard_input_are_read_once_as_they_come(packed: bool) -> N
         assert got == [Document("1", "Lift.", "Wings")]
 
 
+def test_standard_input_may_be_a_gzipped_file(tmp_path: Path) -> None:
+    path = written(tmp_path, gzip.compress(GOOD), "corpus.packed")
+    before = os.dup(0)
+    with path.open("rb") as file:
+        os.dup2(file.fileno(), 0)
+    try:
+        assert list(read_corpus("-")) == [Document("1", "Lift.", "Wings")]
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+
+
 def test_a_broken_line_of_a_pipe_is_named_with_all_of_its_path(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.write(writing, GOOD + b"{\n")

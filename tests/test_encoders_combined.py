@@ -1,5 +1,6 @@
 """Separate models for sparse and token vectors: each gives what it gives alone, and is named."""
 
+import dataclasses
 import functools
 import json
 import logging
@@ -401,6 +402,17 @@ def test_each_kind_is_what_its_own_model_gives(parts: Any) -> None:
     shown = [["wing"]] * len(QUERIES)
     prompts = dense.encode_prompts(QUERIES, shown).vectors
     np.testing.assert_array_equal(both.encode_prompts(QUERIES, shown).vectors, prompts)
+
+
+@pytest.mark.parametrize("own", ["tokens", "listwise"])
+def test_the_weight_of_a_rerank_by_tokens_is_not_that_of_listwise_prompts(
+    parts: Any, own: Any
+) -> None:
+    _, sparse, tokens = parts
+    dense = HashingEncoder(16)
+    dense.contract = dataclasses.replace(dense.contract, rerank=own, fusion_weight=1.0)
+    found = Combined(dense, sparse, tokens).contract.weight_of("tokens")
+    assert found == (1.0 if own == "tokens" else tokens.contract.weight_of("tokens"))
 
 
 def test_a_combined_encoder_says_whose_its_parts_are(parts: Any) -> None:

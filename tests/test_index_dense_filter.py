@@ -1,5 +1,6 @@
 """Graphs and lists of FAISS where only some rows may be found: none is lost by it."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,8 @@ def test_what_is_left_out_near_a_query_costs_no_recall(
     faiss, config = index
     queries = vectors[np.flatnonzero(groups < 9)[:60]]
     plain = recall(faiss.search(queries, K)[1], queries, vectors, np.arange(N))
-    for allowed in (groups >= 9, groups > 0, groups % 2 > 0):
-        rows = dense.search(faiss, queries, K, allowed, config)
+    for allowed in (groups >= 9, groups > 0, groups % 3 > 0):
+        rows = dense.search_about(faiss, queries, K, allowed, config)
         assert rows is not None
         assert recall(rows, queries, vectors, np.flatnonzero(allowed)) >= plain - 0.01
         assert allowed[rows[rows >= 0]].all()
@@ -68,7 +69,7 @@ def test_what_is_left_out_anywhere_costs_no_recall_and_no_exact_search(
     allowed = np.random.default_rng(2).random(N) < share
     queries = vectors[:100]
     plain = recall(faiss.search(queries, K)[1], queries, vectors, np.arange(N))
-    rows = dense.search(faiss, queries, K, allowed, config)
+    rows = dense.search_about(faiss, queries, K, allowed, config)
     assert rows is not None
     assert (rows >= 0).all()
     assert allowed[rows].all()
@@ -81,5 +82,20 @@ def test_a_filter_that_hardly_a_row_passes_is_left_to_an_exact_search(index: Any
     allowed = np.zeros(N, dtype=bool)
     allowed[:7] = True
     queries = np.eye(DIM, dtype=np.float32)
-    rows = dense.search(faiss, queries, K, allowed, config)
+    rows = dense.search_about(faiss, queries, K, allowed, config)
     assert rows is None or (rows < 0).any(axis=1).all()
+
+
+def test_where_lists_hold_too_few_a_deletion_leaves_no_less_to_an_exact_search(
+    vectors: np.ndarray, tmp_path: Path
+) -> None:
+    config = IndexConfig(factory="IVF256,Flat")
+    dense.build(tmp_path / "dense.faiss", vectors, config)
+    index = dense.read(tmp_path / "dense.faiss", config)
+    queries, allowed = vectors[:50], np.ones(N, dtype=bool)
+    allowed[7] = False
+    short = (index.search(queries, 300)[1] < 0).any(axis=1)
+    assert short.all()
+    rows = dense.search_about(index, queries, 300, allowed, config)
+    assert rows is not None
+    assert (rows < 0).any(axis=1).all()

@@ -296,6 +296,14 @@ def test_a_query_longer_than_its_own_budget_is_shown_whole_where_a_prompt_has_ro
     assert not prompt.cut
 
 
+def test_a_long_query_gives_way_where_documents_would_not_fit() -> None:
+    long, documents = " ".join(abstracts(6)), ["wing"] * 60
+    changes = {"query_tokens": 20, "prompt_tokens": 520}
+    prompt = e2rank(long, documents, **changes)
+    assert prompt.ids == recipe(first_tokens(long, 20), documents)
+    assert prompt.cut
+
+
 def test_a_query_over_a_whole_prompt_leaves_room_for_documents() -> None:
     prompt = e2rank("lift " * 9000, [*abstracts(3)], prompt_tokens=1000)
     assert len(prompt.ids) <= 1000

@@ -23,6 +23,7 @@ from e2rank.errors import CorpusError, EncodingError
 from e2rank.evaluate.collection import load_beir
 from e2rank.evaluate.measures import per_query
 from e2rank.train import TrainConfig, log, loop, model, train
+from e2rank.train.checkpoint import Checkpoint
 from e2rank.train.distributed import World
 from e2rank.train.examples import Example
 from e2rank.train.log import read_log
@@ -257,6 +258,15 @@ def test_what_cannot_be_resumed_is_refused(bert: str, data: str, tmp_path: Path)
         train(config, resume=True)
     with pytest.raises(ValueError, match=r"not empty; name a new folder$"):
         train(config)
+
+
+def test_a_run_from_before_a_setting_came_goes_on() -> None:
+    now = support.config("base", "data.jsonl", Path("out")).to_dict()
+    before = {k: v for k, v in now.items() if k not in ("wordings", "negatives_among")}
+    saved = Checkpoint(step=1, fields=before, data={}, base="", weights={}, optimizer={})
+    saved.check(now, {})
+    with pytest.raises(ValueError, match=r"negatives_among was None .* and is 8"):
+        saved.check(now | {"negatives_among": 8}, {})
 
 
 def test_a_damaged_checkpoint_is_refused(bert: str, data: str, tmp_path: Path) -> None:

@@ -36,8 +36,10 @@ def contract(
     if out is None:
         typer.echo(text)
         return
-    with (out / "contract.json").open("x", encoding="utf-8") as file:
-        file.write(text + "\n")
+    path = out / "contract.json"
+    if path.exists():
+        raise ValueError(f"{path} is there already; remove it to be read as {like} is")
+    path.write_text(text + "\n", encoding="utf-8")
     typer.echo(f"{out} is read as {like} is, and can be named wherever an encoder can")
 
 
@@ -45,7 +47,11 @@ def _dim(folder: Path) -> int:
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"{folder} holds no model: it has no config.json")
-    width = json.loads(config.read_text(encoding="utf-8")).get("hidden_size")
+    try:
+        fields = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{config} is not JSON: {error}") from None
+    width = fields.get("hidden_size") if isinstance(fields, dict) else None
     if not isinstance(width, int):
         raise ValueError(f"{config} says no hidden_size; expected a transformer's")
     return width

@@ -100,6 +100,9 @@ class Combined:
             fields |= {"sparse_dim": given.sparse_dim, "sparse_terms": given.sparse_terms}
         if tokens:
             fields |= {"token_dim": tokens.contract.token_dim, "rerank": "tokens"}
+            if dense.contract.rerank != "tokens":
+                # Its weight is that of its listwise prompts.
+                fields["fusion_weight"] = tokens.contract.weight_of("tokens")
         self.contract = dataclasses.replace(dense.contract, **fields)
 
     @property

@@ -86,8 +86,8 @@ class Wording:
         """One listwise prompt a query; its documents are cut to a fair share of the budget.
 
         A bidirectional encoder's query is cut to the contract's `query_tokens`, as it is without
-        documents. A decoder's is cut only where it would take more than half of the prompt, too:
-        what is asked often stands last, so documents go before it.
+        documents. A decoder's is cut only where it would take more than half of the prompt, too, or
+        leave no room: what is asked often stands last, so documents go before it.
 
         Raises:
             ValueError: if a query leaves no room for its documents.
@@ -137,9 +137,18 @@ class Wording:
         return fitted
 
     def _turn(self, query: str, documents: Sequence[str]) -> Tokens:
-        """Decoder family: cut the texts, then tokenise the whole prompt as training did."""
+        """Decoder family: the query whole if it leaves room for the documents, else cut."""
+        least, half = self.contract.query_tokens, self.contract.prompt_tokens // 2
+        try:
+            return self._turn_of(query, documents, max(least, half))
+        except ValueError:
+            if half <= least:
+                raise
+        return self._turn_of(query, documents, least)
+
+    def _turn_of(self, query: str, documents: Sequence[str], most: int) -> Tokens:
+        """Cut the texts, the query to so many tokens, then tokenise the prompt as training did."""
         contract = self.contract
-        most = max(contract.query_tokens, contract.prompt_tokens // 2)
         (query,), (asked,) = self._beginnings([query], "text", most)
         query, over = _head(query, asked, most), asked.ids[most:]
         documents, pieces = self._beginnings(documents)

@@ -2,8 +2,8 @@
 
 import math
 import sqlite3
+from array import array
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,33 +94,25 @@ class Columns:
 
 
 def _read(connection: sqlite3.Connection, name: str, kind: str) -> Column | None:
-    sql = (
-        "SELECT value, rows FROM fields WHERE name = ? AND value >= ? AND value < ? ORDER BY value"
-    )
-    found = connection.execute(sql, [name, *_STRETCH[kind]]).fetchall()
-    keys = _numbers if kind == "number" else _strings
-    held = keys([value for value, _ in found])
-    if held is None:
+    within, bounds = "FROM fields WHERE name = ? AND value >= ? AND value < ?", _STRETCH[kind]
+    # Asked first, so that long texts are never in memory at once.
+    sql = f"SELECT max(typeof(value) = 'real'), max(length(CAST(value AS BLOB))) {within}"
+    fractions, longest = connection.execute(sql, [name, *bounds]).fetchone()
+    texts = kind == "string"
+    if texts and (longest or 0) > _LONGEST:
         return None
-    ends = np.cumsum([0, *(len(rows) // 4 for _, rows in found)], dtype=np.int64)
-    return Column(held, ends, np.frombuffer(b"".join(rows for _, rows in found), dtype="<u4"))
-
-
-def _numbers(values: list[int | float]) -> np.ndarray | None:
-    if all(type(value) is int for value in values):
-        return np.array(values, dtype=np.int64)
-    held = np.array(values, dtype=np.float64)
-    return held if _same(held, values) else None
-
-
-def _same(held: np.ndarray, values: list[int | float]) -> bool:
-    pairs: Iterator[tuple[float, int | float]] = zip(held.tolist(), values, strict=True)
-    return all(one == other for one, other in pairs)
-
-
-def _strings(values: list[str]) -> np.ndarray | None:
-    raw = [value.encode() for value in values]
-    # numpy takes zeros at the end of a value for none.
-    if any(len(each) > _LONGEST or b"\0" in each for each in raw):
-        return None
-    return np.array(raw, dtype=f"S{max(map(len, raw), default=1) or 1}")
+    keys: Any = [] if texts else array("d" if fractions else "q")
+    plain: Any = str.encode if texts else float if fractions else int
+    rows, counts = bytearray(), array("q", [0])
+    sql = f"SELECT value, rows {within} ORDER BY value"
+    for value, held in connection.execute(sql, [name, *bounds]):
+        key = plain(value)
+        # numpy takes zeros at the end of a string for none, and some whole numbers are no floats.
+        if b"\0" in key if texts else key != value:
+            return None
+        keys.append(key)
+        counts.append(len(held) // 4)
+        rows += held
+    held_as = f"S{longest or 1}" if texts else "<f8" if fractions else "<i8"
+    ends = np.cumsum(np.frombuffer(counts, dtype=np.int64))
+    return Column(np.array(keys, dtype=held_as), ends, np.frombuffer(rows, dtype="<u4"))

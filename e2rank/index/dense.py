@@ -28,8 +28,8 @@ _NEIGHBOURS = 32
 _SAMPLE = 64
 """Rows near a query by which lists are told to hold allowed ones, at least."""
 
-_SPARE, _FIRST = 1.25, 8
-"""A search looks this much further than it has to, and first at most so many times as far."""
+_SPARE = 1.25
+"""A search that looks about a query looks this much further than it has to."""
 
 _ONE_BIT = re.compile(r"\bB(Flat|IVF|HNSW|Hash)|LSH")
 """Kinds that compare bits by Hamming's distance, which FAISS does not make for cosines."""
@@ -137,11 +137,9 @@ def search(
 ) -> np.ndarray | None:
     """The (q, k) int64 rows that FAISS holds for the best, -1 where it finds fewer.
 
-    Where only some rows are allowed, HNSW and IVF first look about each query, as if all were: a
-    filter or a deletion often takes away just what is near it, and no share of the whole tells. If
-    enough of those rows are allowed, the best of them are the answer. Else the search is widened
-    by the share that was, with a longer beam or more lists; a query of which none was, or whose
-    search would be as wide as all rows, has -1 alone: looking at every allowed row is as quick.
+    Where only a share of the rows is allowed, a search looks at more lists, or has a longer beam:
+    1 / share times as many find as many allowed rows as without, and the power of 2.5 makes up for
+    those that are allowed being elsewhere than the query (benchmarks/bench_filters.py, "apart").
 
     Args:
         index: what `read` gave.
@@ -154,13 +152,70 @@ def search(
     """
     if allowed is None:
         return index.search(queries, k)[1]
+    reach = _Reach.of(index, k, config)
+    return _filtered(index, queries, k, allowed, reach, _wider(allowed))
+
+
+def search_about(
+    index: Any, queries: np.ndarray, k: int, allowed: np.ndarray | None, config: IndexConfig
+) -> np.ndarray | None:
+    """`search`, and no recall lost where just what is near a query may not be found.
+
+    HNSW and IVF first look about each query, as if all rows were allowed: a filter or a deletion
+    often takes away what is near it, and the share of the whole does not tell. Where few of those
+    are allowed, the search is widened by their share; a query that none is allowed about, or whose
+    search would be as wide as all rows, has -1 alone: looking at every allowed row is as quick.
+    """
+    reach = None if allowed is None else _Reach.of(index, k, config)
+    if allowed is None or reach is None:
+        return search(index, queries, k, allowed, config)
+    wider = _wider(allowed)
+    times = _SPARE * wider**0.4
+    if reach.widened(wider, None) is None or (first := reach.widened(times, None)) is None:
+        return None
+    near = index.search(queries, math.ceil(times * reach.enough), params=first)[1]
+    good = (near >= 0) & allowed[near]
+    found = good.sum(axis=1)
+    rows = np.full((len(queries), k), -1, dtype=np.int64)
+    many = (found >= reach.enough) & (near >= 0).all(axis=1)
+    if times >= wider:
+        # Those that are allowed come first, in their order.
+        order = np.argsort(~good[many], axis=1, kind="stable")[:, :k]
+        rows[many] = np.take_along_axis(near[many], order, axis=1)
+    held = np.maximum((near >= 0).sum(axis=1), 1)
+    # Rounded up, so that many queries are searched together.
+    local = 2 ** np.ceil(np.log2(_SPARE * held / np.maximum(found, 1)))
+    effort = np.where(found >= reach.enough, wider, np.maximum(wider, local))
+    left = found > 0 if times < wider else (found > 0) & ~many
+    for each in np.unique(effort[left]):
+        some = np.flatnonzero(left & (effort == each))
+        further = _filtered(index, queries[some], k, allowed, reach, float(each))
+        if further is not None:
+            rows[some] = further
+    return rows
+
+
+def _wider(allowed: np.ndarray) -> float:
+    """1 / share of rows that are allowed, to the power of 2.5."""
+    return float((len(allowed) / max(int(np.count_nonzero(allowed)), 1)) ** 2.5)
+
+
+def _filtered(
+    index: Any,
+    queries: np.ndarray,
+    k: int,
+    allowed: np.ndarray,
+    reach: "_Reach | None",
+    times: float,
+) -> np.ndarray | None:
+    """Allowed rows of a search that looks so many times as far; None as `search` has it."""
     faiss = load_faiss()
     selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-    reach = _Reach.of(index, k, config)
-    if reach is not None:
-        return _about(index, queries, k, allowed, reach, selector)
+    parameters = faiss.SearchParameters(sel=selector)
+    if reach is not None and (parameters := reach.widened(times, selector)) is None:
+        return None
     try:
-        rows = index.search(queries, k, params=faiss.SearchParameters(sel=selector))[1]
+        rows = index.search(queries, k, params=parameters)[1]
     except RuntimeError:  # a kind that cannot leave rows out
         return None
     # Some kinds take parameters of another kind without a word, and leave nothing out.
@@ -204,33 +259,6 @@ class _Reach:
         if far >= self.inner.nlist:
             return None
         return faiss.SearchParametersIVF(sel=selector, nprobe=far)
-
-
-def _about(
-    index: Any, queries: np.ndarray, k: int, allowed: np.ndarray, reach: _Reach, selector: Any
-) -> np.ndarray | None:
-    """`search` of a graph or of lists."""
-    share = np.count_nonzero(allowed) / len(allowed)
-    times = _SPARE / max(share, 1 / _FIRST)
-    if (parameters := reach.widened(times, None)) is None:
-        return None
-    near = index.search(queries, math.ceil(times * reach.enough), params=parameters)[1]
-    good = (near >= 0) & allowed[near]
-    found = good.sum(axis=1)
-    rows = np.full((len(queries), k), -1, dtype=np.int64)
-    done = np.flatnonzero(found >= reach.enough)
-    # Those that are allowed come first, in their order.
-    order = np.argsort(~good[done], axis=1, kind="stable")[:, :k]
-    rows[done] = np.take_along_axis(near[done], order, axis=1)
-    left = np.flatnonzero((found < reach.enough) & (found > 0))
-    # Rounded up, so that many queries are searched together.
-    wider = 2 ** np.ceil(np.log2(_SPARE * near.shape[1] / np.maximum(found, 1)))
-    for each in np.unique(wider[left]):
-        if (parameters := reach.widened(each, selector)) is not None:
-            some = left[wider[left] == each]
-            further = index.search(queries[some], k, params=parameters)[1]
-            rows[some] = np.where((further >= 0) & allowed[further], further, -1)
-    return rows
 
 
 def check(dim: int, config: IndexConfig) -> None:

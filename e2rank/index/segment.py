@@ -195,7 +195,7 @@ class Segment:
     ) -> Found:
         """What FAISS finds, by exact cosines; row -1 and score -inf where it finds too few."""
         fetched = min(k * self._config.rescore, self.count)
-        rows = dense.search(index, queries, fetched, allowed, self._config)
+        rows = dense.search_about(index, queries, fetched, allowed, self._config)
         if rows is None:
             return nearest(self.vectors, queries, k, allowed)
         found = self.vectors[np.maximum(rows, 0)].astype(np.float32, copy=False)

@@ -132,7 +132,7 @@ class TrainConfig:
     dropout: bool = False
     prompt_tokens: int | None = None
     prompt_document_tokens: int | None = None
-    wordings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    wordings: Mapping[str, Mapping[str, Any]] | None = None
     temperature: float = 0.03
     listwise: str = "ranknet"
     weight: float = 2.0
@@ -199,7 +199,12 @@ class TrainConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
     def _check_wordings(self) -> None:
-        for source, fields in self.wordings.items():
+        tables = {} if self.wordings is None else self.wordings
+        if not isinstance(tables, Mapping) or not all(
+            isinstance(fields, Mapping) for fields in tables.values()
+        ):
+            raise ValueError(f"wordings is {tables!r}; expected a table for each source")
+        for source, fields in tables.items():
             for name, text in fields.items():
                 if name not in _WORDED or not isinstance(text, str):
                     raise ValueError(

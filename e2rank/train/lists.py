@@ -53,7 +53,8 @@ def contrasted(examples: Sequence[Example], config: TrainConfig) -> bool:
     sources: dict[str, list[Example]] = {}
     for each in examples:
         sources.setdefault(each.source, []).append(each)
-    return config.lists > 1 and any(map(_contrasts, sources.values()))
+    among = min(config.lists, config.negatives_among or config.lists)
+    return among > 1 and any(map(_contrasts, sources.values()))
 
 
 def _contrasts(examples: Sequence[Example]) -> bool:
@@ -69,7 +70,7 @@ def check_sources(examples: Sequence[Example], config: TrainConfig) -> None:
         ValueError: naming it, and the sources that there are.
     """
     held = sorted({each.source for each in examples})
-    if strange := sorted(config.wordings.keys() - set(held)):
+    if strange := sorted((config.wordings or {}).keys() - set(held)):
         raise ValueError(
             f"wordings names {strange[0]!r}, and no list is from there; the sources are "
             f"{', '.join(map(repr, held))}"

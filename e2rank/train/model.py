@@ -143,7 +143,7 @@ def load(config: TrainConfig, sizes: Sequence[int], device: torch.device) -> Tra
         soft=_soft(tower, config.seed) if config.prompt == "vectors" else None,
         worded={
             source: base.words.under(dataclasses.replace(contract, **fields))
-            for source, fields in config.wordings.items()
+            for source, fields in (config.wordings or {}).items()
         },
     )
 

@@ -62,8 +62,8 @@ class ListwiseLoss(torch.nn.Module):
                 too, into a chat template.
         """
         super().__init__()
-        modalities = getattr(next(iter(model.children()), None), "modality_config", {})
-        if "message" in modalities:
+        modalities = getattr(next(iter(model.children()), None), "modality_config", None)
+        if "message" in (modalities or {}):
             raise ValueError(
                 "the model reads every text through its chat template, and so a finished prompt, "
                 "queries and documents a second time; build it from Transformer and Pooling "

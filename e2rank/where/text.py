@@ -177,7 +177,7 @@ def _between(name: str, found: str) -> str:
     if found.lower() == "is":
         return "= null or != null"
     if found.lower() in ("not", "exists"):
-        return f"{found.lower()} in front of the field"
+        return f"{found.lower()!r} in front of the field"
     word = "" if _instead(found) else _instead(name)
     return f"{word} for {name!r}" if word else ""
 
