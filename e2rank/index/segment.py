@@ -12,7 +12,7 @@ import numpy as np
 
 from e2rank.config import IndexConfig
 from e2rank.errors import IndexFormatError, MissingExtra
-from e2rank.index import dense, token_search
+from e2rank.index import dense, narrowed, token_search
 from e2rank.index.exact import Found, nearest, ordered
 from e2rank.index.files import check_file, check_size, damaged
 from e2rank.index.finish import CONTRACT, DENSE, SEISMIC, TABLE
@@ -195,7 +195,7 @@ class Segment:
     ) -> Found:
         """What FAISS finds, by exact cosines; row -1 and score -inf where it finds too few."""
         fetched = min(k * self._config.rescore, self.count)
-        rows = dense.search_about(index, queries, fetched, allowed, self._config)
+        rows = narrowed.search_about(index, queries, fetched, allowed, self._config)
         if rows is None:
             return nearest(self.vectors, queries, k, allowed)
         found = self.vectors[np.maximum(rows, 0)].astype(np.float32, copy=False)

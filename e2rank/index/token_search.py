@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from e2rank.config import IndexConfig
-from e2rank.index import codec, dense
+from e2rank.index import codec, dense, narrowed
 from e2rank.index.exact import Found, ordered
 from e2rank.index.files import damaged
 from e2rank.index.tokens import Tokens
@@ -79,7 +79,7 @@ class Proposer:
         """
         fetched = min(self.nearest, len(tokens))
         mask = None if allowed is None else np.repeat(allowed, tokens.lengths)
-        found = dense.search(self.index, query, fetched, mask, self.config)
+        found = narrowed.search(self.index, query, fetched, mask, self.config)
         if found is None:
             return None
         return np.unique(tokens.owners(found[found >= 0]))

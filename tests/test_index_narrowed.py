@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from e2rank.config import IndexConfig
-from e2rank.index import dense
+from e2rank.index import dense, narrowed
 
 N, DIM, GROUPS, K = 6000, 32, 24, 10
 CONFIGS = [
@@ -55,7 +55,7 @@ def test_what_is_left_out_near_a_query_costs_no_recall(
     queries = vectors[np.flatnonzero(groups < 9)[:60]]
     plain = recall(faiss.search(queries, K)[1], queries, vectors, np.arange(N))
     for allowed in (groups >= 9, groups > 0, groups % 3 > 0):
-        rows = dense.search_about(faiss, queries, K, allowed, config)
+        rows = narrowed.search_about(faiss, queries, K, allowed, config)
         assert rows is not None
         assert recall(rows, queries, vectors, np.flatnonzero(allowed)) >= plain - 0.01
         assert allowed[rows[rows >= 0]].all()
@@ -69,7 +69,7 @@ def test_what_is_left_out_anywhere_costs_no_recall_and_no_exact_search(
     allowed = np.random.default_rng(2).random(N) < share
     queries = vectors[:100]
     plain = recall(faiss.search(queries, K)[1], queries, vectors, np.arange(N))
-    rows = dense.search_about(faiss, queries, K, allowed, config)
+    rows = narrowed.search_about(faiss, queries, K, allowed, config)
     assert rows is not None
     assert (rows >= 0).all()
     assert allowed[rows].all()
@@ -82,7 +82,7 @@ def test_a_filter_that_hardly_a_row_passes_is_left_to_an_exact_search(index: Any
     allowed = np.zeros(N, dtype=bool)
     allowed[:7] = True
     queries = np.eye(DIM, dtype=np.float32)
-    rows = dense.search_about(faiss, queries, K, allowed, config)
+    rows = narrowed.search_about(faiss, queries, K, allowed, config)
     assert rows is None or (rows < 0).any(axis=1).all()
 
 
@@ -96,6 +96,6 @@ def test_where_lists_hold_too_few_a_deletion_leaves_no_less_to_an_exact_search(
     allowed[7] = False
     short = (index.search(queries, 300)[1] < 0).any(axis=1)
     assert short.all()
-    rows = dense.search_about(index, queries, 300, allowed, config)
+    rows = narrowed.search_about(index, queries, 300, allowed, config)
     assert rows is not None
     assert (rows < 0).any(axis=1).all()
