@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Iterable, Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -93,3 +93,21 @@ def _check_text(text: str, what: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{what} has half a surrogate pair: it was not read as UTF-8") from None
+
+
+def check_count(what: str, value: Any) -> None:
+    """Refuse what is no whole number of at least 1.
+
+    Raises:
+        ValueError: calling it `what`.
+    """
+    if not is_number(value) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{what} is {value!r}; it must be a whole number")
+    if value < 1:
+        raise ValueError(f"{what} is {value}; it must be at least 1")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number, of numpy too; True is none, though Python counts it as 1."""
+    number = isinstance(value, int | float | np.integer | np.floating)
+    return number and not isinstance(value, bool)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from e2rank.checks import check_count, is_number
 from e2rank.scores import standardise
 
 Found = tuple[np.ndarray, np.ndarray]
@@ -90,18 +91,6 @@ def check_k(k: int) -> None:
     check_count("the k of reciprocal rank fusion", k)
 
 
-def check_count(what: str, value: Any) -> None:
-    """Refuse what is no whole number of at least 1.
-
-    Raises:
-        ValueError: calling it `what`.
-    """
-    if not isinstance(value, int | np.integer) or isinstance(value, bool):
-        raise ValueError(f"{what} is {value!r}; it must be a whole number")
-    if value < 1:
-        raise ValueError(f"{what} is {value}; it must be at least 1")
-
-
 def check_weights(weights: Sequence[float] | None, lists: int) -> np.ndarray:
     """The weights as (lists,) float64, all 1 if None.
 
@@ -127,10 +116,7 @@ def _numbers(weights: Any) -> bool:
     """Whether they are numbers in an order: a dictionary or a set has none that is meant."""
     if isinstance(weights, str) or not isinstance(weights, Sequence | np.ndarray):
         return False
-    return all(
-        isinstance(each, int | float | np.integer | np.floating) and not isinstance(each, bool)
-        for each in weights
-    )
+    return all(map(is_number, weights))
 
 
 def _union(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -82,8 +82,7 @@ def test_a_filter_that_hardly_a_row_passes_is_left_to_an_exact_search(index: Any
     allowed = np.zeros(N, dtype=bool)
     allowed[:7] = True
     queries = np.eye(DIM, dtype=np.float32)
-    rows = narrowed.search_about(faiss, queries, K, allowed, config)
-    assert rows is None or (rows < 0).any(axis=1).all()
+    assert narrowed.search_about(faiss, queries, K, allowed, config) is None
 
 
 def test_where_lists_hold_too_few_a_deletion_leaves_no_less_to_an_exact_search(

@@ -6,10 +6,10 @@ from typing import Literal, Self, cast
 
 import numpy as np
 
+from e2rank.checks import check_count
 from e2rank.encoders import Encoder, Encoding, total
 from e2rank.fusion import (
     Found,
-    check_count,
     check_k,
     check_weights,
     reciprocal_ranks,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from e2rank.fusion import check_count
+from e2rank.checks import check_count, is_number
 
 LEAST = 8
 """Candidates scored at a time, at least: one by one, each would cost a call of its own."""
@@ -51,8 +51,7 @@ class MaxSim:
 
 
 def _check_share(name: str, value: Any) -> None:
-    number = isinstance(value, int | float | np.integer | np.floating)
-    if not number or isinstance(value, bool):
+    if not is_number(value):
         raise ValueError(f"{name} is {value!r}; it must be a number between 0 and 1")
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} is {value}; it must be between 0 and 1")
