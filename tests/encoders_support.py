@@ -19,6 +19,7 @@ from tokenizers.processors import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from e2rank.contract import Contract
+from e2rank.encoders import DType
 from e2rank.encoders.presets import e2rank_contract
 from e2rank.encoders.tokens import Wording
 from e2rank.encoders.torch import TorchEncoder
@@ -149,6 +150,7 @@ def made(
     tokenizer: Tokenizer | None = None,
     head: torch.nn.Module | None = None,
     side: str = "right",
+    dtype: DType | None = None,
 ) -> TorchEncoder:
     """An encoder named tiny, of the contract's family where nothing else is given."""
     decoder = contract.family == "decoder"
@@ -159,6 +161,7 @@ def made(
         contract,
         head=head,
         device="cpu",
+        dtype=dtype,
         padding_side=side,
     )
 

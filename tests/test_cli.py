@@ -17,7 +17,7 @@ from gather_support import Words
 from e2rank import Document, Engine
 from e2rank.cli import main
 from e2rank.contract import Contract
-from e2rank.encoders import presets
+from e2rank.encoders import DType, presets
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.encoders.presets import e2rank_contract
 from e2rank.evaluate.trec import read_run
@@ -73,7 +73,7 @@ def index(tmp_path: Path, documents: list[Document]) -> Path:
 @pytest.fixture
 def refinable(tmp_path: Path, documents: list[Document], monkeypatch: pytest.MonkeyPatch) -> Path:
     """An index of sixty abstracts with token vectors."""
-    monkeypatch.setitem(presets.PRESETS, "words", lambda name, device: Words())
+    monkeypatch.setitem(presets.PRESETS, "words", lambda name, device, dtype: Words())
     Engine.build(documents, tmp_path / "refinable", Words()).close()
     return tmp_path / "refinable"
 
@@ -111,6 +111,21 @@ def test_index_then_search_then_show(run: Run, corpus: Path, tmp_path: Path) -> 
     found = object_of(run("search", tmp_path / "i", QUERY, "-k", 3, "--json"))
     assert [hit["rank"] for hit in found["hits"]] == [1, 2, 3]
     assert object_of(run("show", tmp_path / "i", "--verify", "--json")) == built
+
+
+def test_an_index_is_built_in_the_dtype_that_is_asked_for(
+    run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(name: str, device: str | None, dtype: DType | None) -> HashingEncoder:
+        asked.append(dtype)
+        return HashingEncoder()
+
+    monkeypatch.setitem(presets.PRESETS, "minilm", load)
+    for out, more in (("one", []), ("other", ["--dtype", "bfloat16"])):
+        assert run("index", corpus, "--out", tmp_path / out, *more).status == 0
+    assert asked == [None, "bfloat16"]
 
 
 def test_search_is_the_engines(run: Run, index: Path) -> None:
@@ -487,7 +502,7 @@ def test_the_demo_keeps_each_collection_apart(
 ) -> None:
     encoder = HashingEncoder()
     encoder.name = "minilm"
-    monkeypatch.setitem(presets.PRESETS, "minilm", lambda name, device: encoder)
+    monkeypatch.setitem(presets.PRESETS, "minilm", lambda name, device, dtype: encoder)
     other = tmp_path / "other" / "toy"
     shutil.copytree(beir, other)
     (other / "corpus.jsonl").write_text((beir / "corpus.jsonl").read_text().replace("wing", "sail"))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from encoders_support import (
@@ -25,11 +26,13 @@ from sentence_transformers.sentence_transformer.modules import (
     Pooling,
 )
 
-from e2rank.encoders import Encoder
+from e2rank.encoders import DType, Encoder
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.encoders.presets import absent_folder, e2rank_contract, load_encoder
+from e2rank.encoders.torch import TorchEncoder
 from e2rank.errors import MissingExtra
 
+DTYPES: tuple[DType, DType] = ("float32", "bfloat16")
 TEXTS = ["", "wing", *abstracts(6), "a wing. " * 200, " \tlift\n\ndrag \n"]
 
 
@@ -59,6 +62,31 @@ def test_minilm_gives_the_vectors_of_sentence_transformers() -> None:
     expected = own.encode(texts)
     assert_close(encoder.encode_documents(texts).vectors, expected)
     assert_close(encoder.encode_queries(texts[:3]).vectors, expected[:3])
+
+
+def test_minilm_in_bfloat16_gives_nearly_the_vectors_of_float32() -> None:
+    full, half = (load_encoder("minilm", device="cpu", dtype=each) for each in DTYPES)
+    assert isinstance(half, TorchEncoder)
+    assert half.tower.model.dtype == torch.bfloat16
+    assert full.fingerprint == half.fingerprint
+    texts = [" ".join(abstracts(3)), "wing", *(text[:300] for text in abstracts(20))]
+    one, other = full.encode_documents(texts), half.encode_documents(texts)
+    assert (one.vectors * other.vectors).sum(1).min() > 0.9998
+    assert 0 < np.abs(one.vectors - other.vectors).max() < 0.01
+    for ours, theirs in zip(one.token_vectors, other.token_vectors, strict=True):
+        assert (ours * theirs).sum(1).min() > 0.995
+
+
+def test_a_dtype_is_of_the_model_that_a_name_leads_to(tmp_path: Path) -> None:
+    folder = saved(tmp_path, tiny_bert(), Pooling(32, "mean"), dense(), Normalize())
+    encoder = load_encoder(folder, device="cpu", dtype="bfloat16")
+    assert isinstance(encoder, TorchEncoder)
+    assert {each.dtype for each in encoder.tower.parameters()} == {torch.bfloat16}
+
+
+def test_a_dtype_of_what_torch_does_not_run_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"dtype is .bfloat16..*hashing-8 is none"):
+        load_encoder("hashing-8", dtype="bfloat16")
 
 
 def test_bge_small_gives_the_vectors_of_sentence_transformers(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from encoders_support import (
 )
 
 from e2rank.contract import Contract
-from e2rank.encoders import Encoding, difference
+from e2rank.encoders import DType, Encoding, difference
 from e2rank.encoders.run import Run
 from e2rank.encoders.tokens import Tokens, Wording
 from e2rank.encoders.torch import TorchEncoder, _compute_dtype
@@ -221,32 +221,61 @@ def test_one_fingerprint_is_never_of_two_models_that_differ_in_more_than_weights
     assert one.fingerprint != other.fingerprint
 
 
-def test_a_fingerprint_does_not_depend_on_the_precision_a_machine_computes_in(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    full = made()
-    monkeypatch.setattr("e2rank.encoders.torch._compute_dtype", lambda _: torch.bfloat16)
-    half = made()
+def test_a_fingerprint_does_not_depend_on_the_precision_a_model_computes_in() -> None:
+    full, half = made(), made(dtype="bfloat16")
     vectors = half.encode_prompts(TEXTS, SHOWN).vectors
     assert half.fingerprint == full.fingerprint
+    assert half.tower.model.dtype == torch.bfloat16
     assert vectors.dtype == np.float32
     assert_close(np.linalg.norm(vectors, axis=1), 1.0)
     assert_close(vectors, full.encode_prompts(TEXTS, SHOWN).vectors, most=0.05)
 
 
 @pytest.mark.parametrize(
-    ("device", "supported", "expected"),
+    ("device", "supported", "asked", "expected"),
     [
-        ("cpu", True, torch.float32),
-        ("cuda", True, torch.bfloat16),
-        ("cuda", False, torch.float32),
+        ("cpu", True, None, torch.float32),
+        ("cuda", True, None, torch.bfloat16),
+        ("cuda", False, None, torch.float32),
+        ("cpu", False, "bfloat16", torch.bfloat16),
+        ("cuda", True, "float32", torch.float32),
     ],
 )
-def test_the_precision_is_bfloat16_only_where_a_gpu_has_it(
-    monkeypatch: pytest.MonkeyPatch, device: str, supported: bool, expected: torch.dtype
+def test_the_precision_is_what_is_asked_for_or_bfloat16_where_a_gpu_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    supported: bool,
+    asked: DType | None,
+    expected: torch.dtype,
 ) -> None:
     def has_bfloat16(including_emulation: bool = True) -> bool:
         return supported or including_emulation  # any GPU can emulate it, slowly
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", has_bfloat16)
-    assert _compute_dtype(torch.device(device)) == expected
+    assert _compute_dtype(torch.device(device), asked) == expected
+
+
+def test_a_dtype_whose_range_is_too_small_is_refused() -> None:
+    with pytest.raises(ValueError, match="dtype is 'float16'; expected 'float32' or 'bfloat16'"):
+        made(dtype=cast(Any, "float16"))
+
+
+@pytest.mark.parametrize(
+    ("found", "warned"),
+    [
+        ({"architecture": "x86_64", "amx_bf16": True, "avx512_bf16": False}, False),
+        ({"architecture": "x86_64", "amx_bf16": False, "avx512_bf16": True}, False),
+        ({"architecture": "x86_64", "amx_bf16": False, "avx512_bf16": False}, True),
+        ({"architecture": "aarch64"}, False),
+        ({}, False),
+    ],
+)
+def test_bfloat16_on_a_processor_that_does_not_multiply_it_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    found: dict[str, Any],
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    made(dtype="bfloat16")
+    assert ("no instructions to multiply bfloat16" in caplog.text) == warned

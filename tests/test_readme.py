@@ -57,7 +57,7 @@ def test_commands_of_the_command_line_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(presets.PRESETS, "minilm", lambda name, device: Small())
+    monkeypatch.setitem(presets.PRESETS, "minilm", lambda name, device, dtype: Small())
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     for line in COMMANDS:
         words = shlex.split(line, comments=True)

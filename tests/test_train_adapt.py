@@ -96,7 +96,7 @@ def index(
     built: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """A copy of the index, whose encoder loads by its name."""
-    monkeypatch.setitem(presets.PRESETS, encoder.name, lambda name, device: encoder)
+    monkeypatch.setitem(presets.PRESETS, encoder.name, lambda name, device, dtype: encoder)
     return Path(shutil.copytree(built, tmp_path / "index"))
 
 

@@ -13,6 +13,7 @@ from e2rank.documents import SparseVectors
 __all__ = [
     "Cost",
     "CutTexts",
+    "DType",
     "Encoder",
     "Encoding",
     "SparseQueries",
@@ -30,6 +31,9 @@ _log = logging.getLogger("e2rank")
 
 Want = Literal["dense", "sparse", "tokens"]
 """A kind of representation of a document."""
+
+DType = Literal["float32", "bfloat16"]
+"""What a torch model computes in; its vectors are float32 in any case."""
 
 PARTS = ("weights", "tokenizer", "contract")
 

@@ -4,6 +4,7 @@ import logging
 from importlib.util import find_spec
 from pathlib import Path
 
+from e2rank.encoders import DType
 from e2rank.encoders.combined import JOIN, Combined, SparseModel, TokenModel
 from e2rank.encoders.presets import load_encoder, local_model, split_terms
 from e2rank.errors import MissingExtra
@@ -15,13 +16,14 @@ _SPARSE = {"splade-tiny": "splade-tiny"}
 _TOKENS = {"colbert-small": "answerai-colbert-small-v1"}
 
 
-def load_combined(name: str, *, device: str | None = None) -> Combined:
+def load_combined(name: str, *, device: str | None = None, dtype: DType | None = None) -> Combined:
     """The encoder of a name such as "minilm+splade-tiny+colbert-small".
 
     Args:
         name: names of a dense, a sparse and a token model, joined by "+"; the last two may be
             empty. See `sparse_model`, which takes a number of terms too, and `token_model`.
         device: a torch device; None takes the GPU when there is one.
+        dtype: of the dense model, see `load_encoder`; the others compute in float32.
     Raises:
         ValueError: if there are more than three, no dense one, or one cannot be loaded.
         MissingExtra: if the package that runs a model is not installed.
@@ -34,7 +36,7 @@ def load_combined(name: str, *, device: str | None = None) -> Combined:
         )
     sparse, tokens = [*rest, ""][:2]
     return Combined(
-        load_encoder(dense, device=device),
+        load_encoder(dense, device=device, dtype=dtype),
         sparse_model(sparse, device=device) if sparse else None,
         token_model(tokens, device=device) if tokens else None,
     )

@@ -11,6 +11,7 @@ import transformers
 from safetensors import SafetensorError
 
 from e2rank.contract import Contract, Family, Pooling
+from e2rank.encoders import DType
 from e2rank.encoders.backend import backend
 from e2rank.encoders.torch import TorchEncoder
 from e2rank.encoders.tower import position_offset, position_table
@@ -21,9 +22,14 @@ _DECODERS = ("qwen", "llama", "mistral", "gemma", "smollm", "phi")
 
 
 def load_transformer(
-    name: str, source: str, contract: Contract, *, device: str | None = None
+    name: str,
+    source: str,
+    contract: Contract,
+    *,
+    device: str | None = None,
+    dtype: DType | None = None,
 ) -> TorchEncoder:
-    """A transformers model under a known contract.
+    """A transformers model under a known contract; see `TorchEncoder` for device and dtype.
 
     Raises:
         ValueError: if `source` cannot be loaded, or is not of the contract's dimension.
@@ -42,11 +48,14 @@ def load_transformer(
         backend(tokenizer),
         contract,
         device=device,
+        dtype=dtype,
         padding_side=tokenizer.padding_side,
     )
 
 
-def load_trained(folder: Path, *, device: str | None = None) -> TorchEncoder:
+def load_trained(
+    folder: Path, *, device: str | None = None, dtype: DType | None = None
+) -> TorchEncoder:
     """A model folder that training wrote: weights, tokenizer and contract.
 
     Raises:
@@ -58,10 +67,12 @@ def load_trained(folder: Path, *, device: str | None = None) -> TorchEncoder:
         raise ValueError(f"{folder} holds no trained model: {_first_line(error)}") from error
     # The whole path, so that an index made here opens elsewhere on this machine.
     name = str(folder.resolve())
-    return load_transformer(name, name, Contract.from_dict(fields), device=device)
+    return load_transformer(name, name, Contract.from_dict(fields), device=device, dtype=dtype)
 
 
-def load_sentence_transformer(name: str, *, device: str | None = None) -> TorchEncoder:
+def load_sentence_transformer(
+    name: str, *, device: str | None = None, dtype: DType | None = None
+) -> TorchEncoder:
     """Any sentence-transformers model; its wording, pooling and budget are read off the model.
 
     Its prompts named "query", and "document" or "passage", are the contract's; a line of the log
@@ -86,6 +97,7 @@ def load_sentence_transformer(name: str, *, device: str | None = None) -> TorchE
         _contract(name, loaded),
         head=head,
         device=device,
+        dtype=dtype,
         padding_side=tokenizer.padding_side,
     )
     _check_positions(encoder)

@@ -1,6 +1,7 @@
 """A transformer on PyTorch as an encoder: documents, queries and listwise prompts to vectors."""
 
 import copy
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer
 
 from e2rank.contract import Contract
 from e2rank.documents import SparseVectors
-from e2rank.encoders import Encoding, Want, check_wanted
+from e2rank.encoders import DType, Encoding, Want, check_wanted
 from e2rank.encoders.adapter import Adapter
 from e2rank.encoders.digest import model_digest, text_digest
 from e2rank.encoders.directions import Directions
@@ -25,6 +26,8 @@ from e2rank.encoders.tokens import Wording
 from e2rank.encoders.tower import Tower
 from e2rank.errors import AdapterError
 from e2rank.scores import unit
+
+_log = logging.getLogger("e2rank")
 
 # Fields of a contract that document vectors depend on.
 _DOCUMENTS = (
@@ -43,13 +46,14 @@ class TorchEncoder:
     Batches are sorted by length and bounded in tokens. A text's vector does not depend on the
     batch it is in: on CPU in float32 the components differ by at most 1e-5, with padding on
     either side. On a GPU the model runs in bfloat16 (never float16, whose range overflows in some
-    encoders) where the GPU has it, and out of memory halves the batch and goes on.
+    encoders) where the GPU has it, on a CPU where it is asked for, and on a GPU out of memory
+    halves the batch and goes on.
 
     An adapter changes how queries and prompts are read, never how documents are: their vectors,
     and so the fingerprint, stay those of the model without it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one call, every choice by name
         self,
         name: str,
         model: torch.nn.Module,
@@ -58,6 +62,7 @@ class TorchEncoder:
         *,
         head: torch.nn.Module | None = None,
         device: str | None = None,
+        dtype: DType | None = None,
         padding_side: str = "right",
     ) -> None:
         """Wrap a loaded model.
@@ -69,7 +74,11 @@ class TorchEncoder:
             contract: its wording, budgets and pooling.
             head: applied to the pooled (n, hidden) vectors before normalisation, or None.
             device: a torch device; None takes the GPU when there is one.
+            dtype: what the model computes in, "float32" or "bfloat16"; None takes bfloat16 on a
+                GPU that has it, else float32. Vectors are float32 in any case.
             padding_side: "left" or "right".
+        Raises:
+            ValueError: if the dtype is another.
         """
         self.name = name
         self.contract = contract
@@ -78,13 +87,13 @@ class TorchEncoder:
         self.fingerprint = "-".join(
             [model_digest(model, head), text_digest(self.words.identity()), contract.digest()]
         )
-        dtype = _compute_dtype(self.device)
+        computed = _compute_dtype(self.device, dtype)
         config: Any = model.config
         if getattr(config, "use_cache", False):
             # Every text is read once, whole: keys and values for a next token are dead weight.
             config.use_cache = False
         self.tower = Tower(model, contract, head=head, side=padding_side)
-        self.tower.to(self.device, dtype).eval()
+        self.tower.to(self.device, computed).eval()
         self.batch_tokens = 4096 if self.device.type == "cpu" else 65_536
         self._asking = self.tower
         self._tokens: TokenHead | None = None
@@ -263,6 +272,24 @@ class TorchEncoder:
         return partial(self._sparse.documents, special=special, most=most)
 
 
-def _compute_dtype(device: torch.device) -> torch.dtype:
-    bfloat = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if bfloat else torch.float32
+def _compute_dtype(device: torch.device, asked: DType | None) -> torch.dtype:
+    known: dict[DType | None, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if asked is None:
+        bfloat = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if bfloat else torch.float32
+    if asked not in known:
+        raise ValueError(f"dtype is {asked!r}; expected {' or '.join(map(repr, known))}, or None")
+    if asked == "bfloat16" and device.type == "cpu" and not multiplies_bfloat16():
+        _log.warning(
+            "this processor has no instructions to multiply bfloat16 (AMX or AVX-512 BF16): it "
+            "computes more slowly in it than in float32"
+        )
+    return known[asked]
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for it; taken for granted where torch cannot say."""
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if found.get("architecture") != "x86_64":
+        return True
+    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
