@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from bundles import BUNDLES
@@ -36,6 +36,10 @@ LONGEST = 256
 
 SHOWN = 64
 """Texts whose vectors are given back, to be compared."""
+
+if TYPE_CHECKING:
+    # The peers' environment has no e2rank.
+    from e2rank.encoders import DType
 
 Encode = Callable[[list[str]], Any]
 
@@ -70,11 +74,11 @@ def fastembed() -> Encode:
     return lambda texts: list(model.embed(texts))
 
 
-def torch_encode() -> Encode:
+def torch_encode(dtype: "DType | None" = None) -> Encode:
     """Our encoder on PyTorch; dense vectors alone, as of sentence-transformers."""
     from e2rank.encoders.presets import load_encoder
 
-    encoder = load_encoder("minilm-base", device="cpu")
+    encoder = load_encoder("minilm-base", device="cpu", dtype=dtype)
     return lambda texts: encoder.encode_documents(texts).vectors
 
 
@@ -88,7 +92,9 @@ def onnx_encode(precision: str) -> Encode:
 
 OURS: dict[str, Callable[[], Encode]] = {
     "sentence-transformers": lambda: theirs(weights()),
+    "sentence-transformers bfloat16": lambda: theirs(weights(), model_kwargs={"dtype": "bfloat16"}),
     "e2rank torch": torch_encode,
+    "e2rank torch bfloat16": lambda: torch_encode("bfloat16"),
     "e2rank onnx fp32": lambda: onnx_encode("fp32"),
     "e2rank onnx fp16": lambda: onnx_encode("fp16"),
     "e2rank onnx int8": lambda: onnx_encode("int8"),

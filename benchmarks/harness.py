@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".work"
 RESULTS = ROOT / "benchmarks" / "results"
 DATA = Path(os.environ.get("E2RANK_DATA", ROOT.parent / "shared" / "data"))
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 PACKAGES = (
     "torch",
     "transformers",
@@ -58,11 +59,12 @@ def tested(script: str, *options: str | Path) -> Any:
     return json.loads(done.stdout)
 
 
-def index_of(name: str, encoder: str = "minilm") -> Path:
+def index_of(name: str, encoder: str = "minilm", dtype: str | None = None) -> Path:
     """The index of a collection, built the first time it is needed."""
-    folder = WORK / "indexes" / f"{name}-{encoder}"
+    folder = WORK / "indexes" / "-".join([name, encoder, *([dtype] if dtype else [])])
     if not (folder / "manifest.json").is_file():
-        command("index", collection(name), "--out", folder, "--encoder", encoder, "--resume")
+        how = ["--encoder", encoder, *(["--dtype", dtype] if dtype else [])]
+        command("index", collection(name), "--out", folder, *how, "--resume")
     return folder
 
 
@@ -98,9 +100,9 @@ def save(name: str, what: str, results: Any) -> None:
 
 
 def instructions() -> list[str]:
-    """Those of the processor that multiply matrices: int8's lead over float32 depends on them."""
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    return [name for name in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if name in flags]
+    """Those of the processor that multiply matrices; what int8 and bfloat16 gain hangs on them."""
+    flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    return [name for name in INSTRUCTIONS if name in flags]
 
 
 def _versions() -> dict[str, str]:
