@@ -3,10 +3,13 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from e2rank.documents import Document
 from e2rank.errors import CorpusError
@@ -32,6 +35,33 @@ def read_corpus(path: str | Path) -> Iterator[Document]:
     name = _called(file)
     for number, record in read_records(file):
         yield _document(record, f"{name} line {number}")
+
+
+def with_vectors(documents: Iterable[Document], file: str | Path) -> Iterator[Document]:
+    """Documents with vectors that their encoder made elsewhere: see `Document.vector`.
+
+    Args:
+        documents: n of them.
+        file: an .npy file of (n, d) floats, a row a document in the same order; it is mapped.
+    Raises:
+        CorpusError: if the file is none of these, or there are more or fewer documents than rows.
+    """
+    try:
+        rows = np.lib.format.open_memmap(file, mode="r")
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"{file} is no .npy file of vectors: {error}") from None
+    if rows.ndim != 2 or rows.dtype.kind != "f":
+        raise CorpusError(
+            f"{file} holds {rows.dtype} of shape {rows.shape}; expected floats of shape "
+            "(documents, dimension)"
+        )
+    count = 0
+    for document in documents:
+        if count < len(rows):
+            yield replace(document, vector=rows[count])
+        count += 1
+    if count != len(rows):
+        raise CorpusError(f"{file} holds {len(rows)} vectors, and the corpus {count} documents")
 
 
 def find_file(path: Path, name: str) -> Path:

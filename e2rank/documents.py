@@ -18,12 +18,15 @@ class Document:
         text: what is searched; may be empty.
         title: searched too, in front of the text.
         metadata: anything JSON can hold; kept and returned, and what filters test (`e2rank.where`).
+        vector: (d,) floats, what the index's encoder gave for title and text somewhere else; None
+            lets it encode them. One document of each batch is encoded all the same, to compare.
     """
 
     id: str
     text: str
     title: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    vector: np.ndarray | Sequence[float] | None = field(default=None, compare=False, repr=False)
 
     @property
     def body(self) -> str:
@@ -117,8 +120,9 @@ class Candidates:
 def as_documents(records: Iterable[Document | Mapping[str, Any]]) -> Iterator[Document]:
     """Documents from documents or mappings; errors name the position, counted from 0.
 
-    A mapping needs `id` (or BEIR's `_id`) and `text`; `title` and `metadata` are optional, or
-    None, and any other key is an error, since it would otherwise be lost without a word.
+    A mapping needs `id` (or BEIR's `_id`) and `text`; `title`, `metadata` and `vector` are
+    optional, or None, and any other key is an error, since it would otherwise be lost without a
+    word.
 
     Raises:
         CorpusError: for a record that is neither, lacks a field, or has one of the wrong type.
@@ -137,7 +141,7 @@ def _from_mapping(record: Mapping[str, Any], position: int) -> Document:
         )
     fields = dict(record)
     identifier = fields.pop("id", None) if "id" in fields else fields.pop("_id", None)
-    unknown = fields.keys() - {"text", "title", "metadata"}
+    unknown = fields.keys() - {"text", "title", "metadata", "vector"}
     if unknown:
         raise CorpusError(
             f"document {position} has the unknown field {sorted(map(str, unknown))[0]!r}; "
@@ -151,6 +155,7 @@ def _from_mapping(record: Mapping[str, Any], position: int) -> Document:
         text=fields["text"],
         title="" if (title := fields.get("title")) is None else title,
         metadata={} if (metadata := fields.get("metadata")) is None else metadata,
+        vector=fields.get("vector"),
     )
 
 

@@ -56,7 +56,8 @@ class Indexed:
         longer than the encoder reads is logged, and kept in the manifest.
 
         Args:
-            documents: documents, or mappings with id, text and optionally title and metadata.
+            documents: documents, or mappings with id, text and optionally title, metadata and
+                vector, what the encoder gave for title and text elsewhere: see `Document`.
             folder: a new or empty folder, or an index to replace.
             encoder: see `load_encoder`.
             index: how to build; `IndexConfig()` unless given.

@@ -113,6 +113,21 @@ def test_index_then_search_then_show(run: Run, corpus: Path, tmp_path: Path) -> 
     assert object_of(run("show", tmp_path / "i", "--verify", "--json")) == built
 
 
+def test_an_index_is_built_of_vectors_in_a_file(
+    run: Run, corpus: Path, tmp_path: Path, documents: list[Document]
+) -> None:
+    rows = HashingEncoder().encode_documents([each.text for each in documents]).vectors
+    for name, count in (("whole", 60), ("short", 59)):
+        np.save(tmp_path / f"{name}.npy", rows[:count])
+    told = ("index", corpus, "--encoder", "hashing", "--out", tmp_path / "i", "--vectors")
+    ran = run(*told, tmp_path / "short.npy")
+    assert ran.status == 1
+    assert "short.npy holds 59 vectors, and the corpus 60 documents" in ran.err
+    assert run(*told, tmp_path / "whole.npy").status == 0
+    with Engine.open(tmp_path / "i") as engine:
+        np.testing.assert_allclose(engine.vectors(["1", "60"]), rows[[0, 59]], atol=1e-6)
+
+
 def test_an_index_is_built_in_the_dtype_that_is_asked_for(
     run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from e2rank.documents import Document, SparseVectors
-from e2rank.errors import EncodingError
+from e2rank.errors import CorpusError, EncodingError
 from e2rank.index.manifest import EncoderInfo
 from e2rank.index.terms import packed
 from e2rank.index.tokens import quantise
 from e2rank.scores import unit
+
+# What the same model gives in int8 or on another machine is closer; with another cut or prefix it
+# often is not.
+_SAME = 0.98
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 TokensOfLast = Callable[[], Sequence[np.ndarray]]
@@ -55,6 +59,7 @@ class BatchEncoder:
             "sparse_ends" (n,) int64. Ends are counted from the first of these documents.
         Raises:
             EncodingError: if something is not finite or of the wrong shape.
+            CorpusError: if a document brings a vector that is not the encoder's.
         """
         arrays = {"vectors": self._vectors(documents)}
         if self.tokens is not None:
@@ -66,6 +71,51 @@ class BatchEncoder:
         return arrays
 
     def _vectors(self, documents: Sequence[Document]) -> np.ndarray:
+        brought = [place for place, each in enumerate(documents) if each.vector is not None]
+        if not brought:
+            return self._encoded(documents)
+        if kinds := [*(["token"] if self.tokens else []), *(["sparse"] if self.sparse else [])]:
+            raise CorpusError(
+                f"document {documents[brought[0]].id!r} brings its vector, and the index holds "
+                f"{' and '.join(kinds)} vectors of {self.info.name} too, which it does not bring: "
+                "build with an encoder that gives dense vectors alone, such as the same model "
+                "without its heads"
+            )
+        vectors = np.zeros((len(documents), self.info.dim), dtype=np.float32)
+        for place in brought:
+            vectors[place] = self._brought(documents[place])
+        # The first that brings one is encoded as well: of another model, it is found out here.
+        read = [place for place, each in enumerate(documents) if each.vector is None]
+        made = self._encoded([documents[place] for place in [*read, brought[0]]])
+        vectors[read] = made[:-1]
+        if (cosine := float(made[-1] @ vectors[brought[0]])) < _SAME:
+            raise CorpusError(
+                f"document {documents[brought[0]].id!r} brings a vector whose cosine with what "
+                f"{self.info.name} gives for its title and text is {cosine:.3f}; expected at least "
+                f"{_SAME}: that of the same model, wording and cut, and of this document"
+            )
+        return vectors
+
+    def _brought(self, document: Document) -> np.ndarray:
+        """The (dim,) float32 unit vector that a document brings."""
+        try:
+            vector = np.asarray(document.vector, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise CorpusError(f"document {document.id!r} brings no vector: {error}") from None
+        if vector.shape != (self.info.dim,):
+            raise CorpusError(
+                f"document {document.id!r} brings a vector of shape {vector.shape}; expected "
+                f"({self.info.dim},), as {self.info.name} gives"
+            )
+        if not np.isfinite(vector).all() or not vector.any():
+            raise CorpusError(
+                f"document {document.id!r} brings a vector that is zero, or holds a NaN or an "
+                "infinity"
+            )
+        # Of any length: squares of very long or short ones are beyond what floats hold.
+        return unit(vector[None] / np.abs(vector).max())[0]
+
+    def _encoded(self, documents: Sequence[Document]) -> np.ndarray:
         vectors = np.asarray(self.encode([each.body for each in documents]), dtype=np.float32)
         expected = (len(documents), self.info.dim)
         if vectors.shape != expected:

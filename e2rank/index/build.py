@@ -44,7 +44,7 @@ def build_index(  # noqa: PLR0913 - one call, every choice by name
     manifest of the new index replaces the old one.
 
     Args:
-        documents: documents, or mappings with id, text and optionally title and metadata.
+        documents: documents, or mappings with id, text and optionally title, metadata, vector.
         folder: a new or empty folder, or an index to replace.
         encode: texts to (n, dim) vectors; they are normalised here.
         encoder: which encoder that is.
