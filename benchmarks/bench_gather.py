@@ -5,10 +5,10 @@ stage, and of most of them under the default rerank, "tokens". `hybrid` is of de
 1; with BM25 dense weighs 2 to 1, in `all three` 2 to 1 to 1. `adapted` is dense in an index that
 `e2rank adapt` has adapted to its corpus, without labels or queries: it weighs 2 to 1 with either, 4
 to 1 to 1 with both. `half tokens` is that rerank fused half and half with the first stage, where
-the default is .9 of it: .5 is the middle of what was best on four dev collections, .3 to .7.
-`listwise` is a prompt of the first 20, which MiniLM was not trained to read; its cosines order all
-100, fused with the first stage as by default, .6 to .4. The p values are of paired permutation tests on
-nDCG@10. What is done is kept in .work, so a run cut short continues.
+the default is .9 of it; `bench_fusion.py` has more weights, on dev collections. `listwise` is a
+prompt of the first 20, which MiniLM was not trained to read; its cosines order all 100, fused with
+the first stage as by default, .6 to .4. The p values are of paired permutation tests on nDCG@10.
+What is done is kept in .work, so a run cut short continues.
 """
 
 import argparse
