@@ -665,6 +665,12 @@ def test_a_folder_that_is_not_empty_is_left_as_it_is(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_rounded_weights_are_not_exported(tmp_path: Path) -> None:
+    rounded = made(dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"is on cpu in torch.bfloat16, .*; load it with .*float32"):
+        export.export_onnx(rounded, tmp_path / "a")
+
+
 def test_what_cannot_be_exported_is_refused_in_words(tmp_path: Path) -> None:
     wrong: Any = "int4"
     with pytest.raises(ValueError, match="precision is 'int4'; expected fp32, fp16 or int8"):

@@ -87,13 +87,13 @@ class TorchEncoder:
         self.fingerprint = "-".join(
             [model_digest(model, head), text_digest(self.words.identity()), contract.digest()]
         )
-        computed = _compute_dtype(self.device, dtype)
+        self.dtype = _compute_dtype(self.device, dtype)
         config: Any = model.config
         if getattr(config, "use_cache", False):
             # Every text is read once, whole: keys and values for a next token are dead weight.
             config.use_cache = False
         self.tower = Tower(model, contract, head=head, side=padding_side)
-        self.tower.to(self.device, computed).eval()
+        self.tower.to(self.device, self.dtype).eval()
         self.batch_tokens = 4096 if self.device.type == "cpu" else 65_536
         self._asking = self.tower
         self._tokens: TokenHead | None = None

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
+import torch
 
 from e2rank.encoders.combined import JOIN, Combined
 from e2rank.encoders.judged import Judge, Judged
@@ -65,7 +66,7 @@ def export_onnx(
     compared with the encoder before the folder is there.
 
     Args:
-        encoder: on the CPU.
+        encoder: on the CPU, in float32.
         folder: new or empty.
         precision: "fp32"; "int8" for CPUs; "fp16" for GPUs.
         texts: to compare on, at least two that differ and have a token, blanks and repeats left
@@ -86,8 +87,11 @@ def export_onnx(
         raise ValueError(f"precision is {precision!r}; expected fp32, fp16 or int8")
     if not isinstance(encoder, TorchEncoder):
         raise ValueError(_why_not(encoder))
-    if encoder.device.type != "cpu":
-        raise ValueError("the encoder is on a GPU, in bfloat16; load it with device='cpu'")
+    if encoder.device.type != "cpu" or encoder.dtype != torch.float32:
+        raise ValueError(
+            f"the encoder is on {encoder.device} in {encoder.dtype}, with weights rounded to it; "
+            "load it with device='cpu', in float32"
+        )
     if isinstance(texts, str):
         raise ValueError("texts is one string; expected several")
     if texts is None:
