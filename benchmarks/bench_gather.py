@@ -42,7 +42,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "all three + tokens": {"gather": ALL, "rerank": "tokens"},
     "dense + listwise": {"gather": "dense", "rerank": "listwise"},
     "hybrid + listwise": {"gather": "hybrid", "rerank": "listwise"},
-    "hybrid + tokens + listwise": {"gather": "hybrid", "refine": "maxsim", "rerank": "listwise"},
 }
 _AFTER: dict[str, dict[str, Any]] = {
     "": {"rerank": False},
