@@ -67,20 +67,18 @@ def summary(way: str, parts: dict[str, dict[str, dict[str, float]]]) -> dict[str
     out: dict[str, Any] = {"way": way, "weights": {}}
     for key in next(iter(parts.values())):
         each = {name: mean(part[key]) for name, part in parts.items()}
-        one, other = (
-            {
-                f"{name} {query}": value
-                for name, part in parts.items()
-                for query, value in part[of].items()
-            }
-            for of in (key, "0.9")
-        )
         out["weights"][key] = {
             "collections": each,
             "mean": statistics.mean(each.values()),
-            "p against 0.9": permutation_test(one, other),
+            "p against 0.9": permutation_test(pooled(parts, key), pooled(parts, "0.9")),
         }
     return out
+
+
+def pooled(parts: dict[str, dict[str, dict[str, float]]], key: str) -> dict[str, float]:
+    """nDCG@10 at one weight of the queries of all collections, named by these too."""
+    each = ((name, part[key].items()) for name, part in parts.items())
+    return {f"{name} {query}": value for name, values in each for query, value in values}
 
 
 def main() -> None:

@@ -23,6 +23,10 @@ import numpy as np
 from bundles import BUNDLES
 from harness import WORK, instructions
 
+if TYPE_CHECKING:
+    # The peers' environment has no e2rank.
+    from e2rank.encoders import DType
+
 MODELS = WORK / "onnx-peers-models"
 """Two folders that `prepare` writes: of sentence-transformers, and of fastembed."""
 
@@ -36,10 +40,6 @@ LONGEST = 256
 
 SHOWN = 64
 """Texts whose vectors are given back, to be compared."""
-
-if TYPE_CHECKING:
-    # The peers' environment has no e2rank.
-    from e2rank.encoders import DType
 
 Encode = Callable[[list[str]], Any]
 

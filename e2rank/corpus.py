@@ -3,7 +3,7 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
@@ -11,37 +11,45 @@ from typing import Any
 
 import numpy as np
 
-from e2rank.documents import Document
+from e2rank.documents import Document, as_documents
 from e2rank.errors import CorpusError
 
 _STDIN = Path("/dev/stdin")
 _GZIP = b"\x1f\x8b"
 
 
-def read_corpus(path: str | Path) -> Iterator[Document]:
+def read_corpus(path: str | Path, vectors: str | Path | None = None) -> Iterator[Document]:
     """Documents of a corpus, streamed.
 
-    A line is `{"_id" or "id", "text", "title"?, "metadata"?}`; any other key is kept in the
-    metadata.
+    A line is `{"_id" or "id", "text", "title"?, "metadata"?, "vector"?}`; any other key is kept in
+    the metadata.
 
     Args:
         path: a BEIR folder (with corpus.jsonl or corpus.jsonl.gz), a .jsonl or a .jsonl.gz file; a
             pipe or a device that gives such lines, plain or gzipped, and is read once; "-" for
             standard input.
+        vectors: an .npy file of what the encoder gave for them elsewhere, see `with_vectors`.
     Raises:
         CorpusError: naming the file and the line (from 1) that cannot be read, and why.
     """
+    documents = _read(path)
+    return documents if vectors is None else with_vectors(documents, vectors)
+
+
+def _read(path: str | Path) -> Iterator[Document]:
     file = find_file(_STDIN if str(path) == "-" else Path(path), "corpus.jsonl")
     name = _called(file)
     for number, record in read_records(file):
         yield _document(record, f"{name} line {number}")
 
 
-def with_vectors(documents: Iterable[Document], file: str | Path) -> Iterator[Document]:
+def with_vectors(
+    documents: Iterable[Document | Mapping[str, Any]], file: str | Path
+) -> Iterator[Document]:
     """Documents with vectors that their encoder made elsewhere: see `Document.vector`.
 
     Args:
-        documents: n of them.
+        documents: n documents, or mappings as for `Engine.build`.
         file: an .npy file of (n, d) floats, a row a document in the same order; it is mapped.
     Raises:
         CorpusError: if the file is none of these, or there are more or fewer documents than rows.
@@ -56,7 +64,7 @@ def with_vectors(documents: Iterable[Document], file: str | Path) -> Iterator[Do
             "(documents, dimension)"
         )
     count = 0
-    for document in documents:
+    for document in as_documents(documents):
         if count < len(rows):
             yield replace(document, vector=rows[count])
         count += 1
@@ -166,7 +174,8 @@ def _document(record: dict[str, Any], where: str) -> Document:
     # BEIR writes a missing title or metadata as null here and there.
     title = _string(fields, "title", where) if fields.get("title") is not None else ""
     fields.pop("title", None)
-    return Document(identifier, text, title, _metadata(fields, where))
+    vector = fields.pop("vector", None)
+    return Document(identifier, text, title, _metadata(fields, where), vector)
 
 
 def _string(fields: dict[str, Any], name: str, where: str) -> str:

@@ -1,7 +1,7 @@
 """Plain records: what goes in (`Document`), and what a reranker sees (`Candidates`)."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -18,8 +18,10 @@ class Document:
         text: what is searched; may be empty.
         title: searched too, in front of the text.
         metadata: anything JSON can hold; kept and returned, and what filters test (`e2rank.where`).
-        vector: (d,) floats, what the index's encoder gave for title and text somewhere else; None
-            lets it encode them. One document of each batch is encoded all the same, to compare.
+        vector: (d,) numbers, what the index's encoder gave for title and text somewhere else, of
+            any length; None lets it encode them. Of each batch the longest and eight others that
+            bring one, evenly spread, the first and the last among them, are encoded all the same:
+            their cosine with what they bring must be .99. It is not given back by searches.
     """
 
     id: str
@@ -120,6 +122,8 @@ class Candidates:
 def as_documents(records: Iterable[Document | Mapping[str, Any]]) -> Iterator[Document]:
     """Documents from documents or mappings; errors name the position, counted from 0.
 
+    Vectors that are brought become (d,) float32 unit vectors.
+
     A mapping needs `id` (or BEIR's `_id`) and `text`; `title`, `metadata` and `vector` are
     optional, or None, and any other key is an error, since it would otherwise be lost without a
     word.
@@ -130,7 +134,7 @@ def as_documents(records: Iterable[Document | Mapping[str, Any]]) -> Iterator[Do
     for position, record in enumerate(records):
         document = record if isinstance(record, Document) else _from_mapping(record, position)
         _check(document, position)
-        yield document
+        yield document if document.vector is None else replace(document, vector=_unit(document))
 
 
 def _from_mapping(record: Mapping[str, Any], position: int) -> Document:
@@ -157,6 +161,25 @@ def _from_mapping(record: Mapping[str, Any], position: int) -> Document:
         metadata={} if (metadata := fields.get("metadata")) is None else metadata,
         vector=fields.get("vector"),
     )
+
+
+def _unit(document: Document) -> np.ndarray:
+    """The vector that a document brings, (d,) float32 of length 1; one of zeros stays that."""
+    try:
+        vector = np.asarray(document.vector)
+    except Exception as error:  # whatever an array of another library raises
+        raise CorpusError(f"document {document.id!r} brings no vector: {error}") from error
+    if vector.ndim != 1 or vector.dtype.kind not in "fiu":
+        raise CorpusError(
+            f"document {document.id!r} brings {vector.dtype} of shape {vector.shape} for a vector; "
+            "expected (dimension,) floats"
+        )
+    vector = vector.astype(np.float64)
+    if not np.isfinite(vector).all():
+        raise CorpusError(f"document {document.id!r} brings a vector with a NaN or an infinity")
+    # Of any length: the squares of very long or short ones are beyond what floats hold.
+    vector = vector / (np.abs(vector).max(initial=0.0) or 1.0)
+    return np.asarray(vector / (np.linalg.norm(vector) or 1.0), dtype=np.float32)
 
 
 def _check(document: Document, position: int) -> None:

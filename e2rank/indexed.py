@@ -52,8 +52,11 @@ class Indexed:
     ) -> Self:
         """Index documents into a folder and open it.
 
-        The documents are read once and streamed: a corpus larger than memory works. How many were
-        longer than the encoder reads is logged, and kept in the manifest.
+        The documents are read once and streamed: a corpus larger than memory works. How many of
+        those that were encoded were longer than the encoder reads is logged, and kept in the
+        manifest. An index of vectors that documents brought has no token vectors: opened with an
+        encoder that makes them, as 'minilm' does for 'minilm-base', a rerank encodes its
+        candidates; `migrate` makes an index that stores them.
 
         Args:
             documents: documents, or mappings with id, text and optionally title, metadata and
@@ -229,9 +232,10 @@ class Indexed:
 
         Only new text is encoded. A document that is there with the same title and text, as the
         encoder reads them, keeps its stored vectors beside its new metadata; one that is the same
-        altogether is left where it is, so a corpus given again as it is changes no file. The others
-        come last in row order, by which equal scores are sorted. Before the first vectors are
-        copied from a segment its rows are read once for their hashes: damaged ones are encoded
+        altogether is left where it is, so a corpus given again as it is changes no file. A vector
+        that it brings replaces a stored one from which it differs by more than .001. What is
+        written comes last in row order, by which equal scores are sorted. Before the first vectors
+        are copied from a segment its rows are read once for their hashes: damaged ones are encoded
         again, with a warning, and so are the documents of a batch too small to be worth that, one
         for each 64 MiB of rows.
 

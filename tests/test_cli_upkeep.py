@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from index_support import EveryEncoder
 from test_cli import Run, run  # noqa: F401 - the fixture is used by name
@@ -47,6 +48,20 @@ def test_add_delete_and_compact_say_what_they_did(
     assert (compacted["documents"], compacted["segments"]) == (2, 1)
     shown = json.loads(run("show", folder, "--verify", "--json").out)
     assert (shown["documents"], shown["deleted"], shown["segments"]) == (2, 0, 1)
+
+
+def test_add_takes_vectors_from_a_file(
+    run: Run,  # noqa: F811
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    corpus = write(tmp_path / "more.jsonl", [{"id": str(n), "text": f"tail {n}"} for n in range(3)])
+    rows = HashingEncoder().encode_documents([f"tail {n}" for n in range(3)]).vectors
+    np.save(tmp_path / "rows.npy", rows[:2])
+    told = ("add", folder, corpus, "--vectors", tmp_path / "rows.npy", "--json")
+    assert "rows.npy holds 2 vectors, and the corpus 3 documents" in run(*told).err
+    np.save(tmp_path / "rows.npy", rows)
+    assert json.loads(run(*told).out) == {"added": 3, "replaced": 0, "documents": 5}
 
 
 @pytest.mark.parametrize(

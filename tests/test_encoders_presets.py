@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -87,6 +88,9 @@ def test_a_dtype_is_of_the_model_that_a_name_leads_to(tmp_path: Path) -> None:
 def test_a_dtype_of_what_torch_does_not_run_is_refused() -> None:
     with pytest.raises(ValueError, match=r"dtype is .bfloat16..*hashing-8 is none"):
         load_encoder("hashing-8", dtype="bfloat16")
+    for name in ("hashing-8", "minilm", HashingEncoder(8)):
+        with pytest.raises(ValueError, match="dtype is 'fp16'; expected 'float32' or 'bfloat16'"):
+            load_encoder(name, dtype=cast(Any, "fp16"))
 
 
 def test_bge_small_gives_the_vectors_of_sentence_transformers(

@@ -233,7 +233,11 @@ def test_bytes_written_after_the_last_durable_batch_are_cut_off(
 @pytest.mark.parametrize(
     ("documents", "changes", "message"),
     [
-        (DOCUMENTS[::-1], {}, "the first 8 documents are not those of the unfinished build"),
+        (
+            DOCUMENTS[::-1],
+            {},
+            "the first 8 documents, or .*, are not those of the unfinished build",
+        ),
         (DOCUMENTS[:5], {}, "has 5 documents and the unfinished build 8"),
         (
             DOCUMENTS,

@@ -12,7 +12,7 @@ from e2rank.cli.options import Ranker, Refine
 from e2rank.cli.output import hits_table, print_json, progress
 from e2rank.cli.rankers import befores, kind_of, own_ranker, reranker
 from e2rank.config import IndexConfig, load_recipe
-from e2rank.corpus import read_corpus, with_vectors
+from e2rank.corpus import read_corpus
 from e2rank.encoders import DType
 from e2rank.encoders.presets import load_encoder
 from e2rank.engine import Engine
@@ -46,13 +46,10 @@ def index(
     dtype: Annotated[
         DType | None,
         typer.Option(
-            help="What torch computes in; bfloat16 is the fastest on CPUs that multiply it (AMX)."
+            help="What torch computes in; bfloat16 reads documents faster on CPUs with AMX."
         ),
     ] = None,
-    vectors: Annotated[
-        Path | None,
-        typer.Option(help="An .npy file of what the encoder gave elsewhere, a row a document."),
-    ] = None,
+    vectors: options.Vectors = None,
     recipe: Annotated[
         Path | None, typer.Option(help="A TOML file with the fields of IndexConfig.")
     ] = None,
@@ -62,11 +59,10 @@ def index(
 ) -> None:
     """Build an index over a corpus."""
     config = load_recipe(IndexConfig, recipe) if recipe else IndexConfig()
-    documents = read_corpus(corpus)
     try:
         with progress("documents", None) as done:
             engine = Engine.build(
-                with_vectors(documents, vectors) if vectors else documents,
+                read_corpus(corpus, vectors),
                 out,
                 load_encoder(encoder, dtype=dtype),
                 config,

@@ -35,6 +35,13 @@ class Kind(enum.StrEnum):
     VECTORS = "vectors"
 
 
+Vectors = Annotated[
+    Path | None,
+    typer.Option(
+        help="An .npy file of what the encoder gave elsewhere, a row a document in order; for an "
+        "encoder that gives dense vectors alone, such as minilm-base."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Changes = Annotated[
     list[str] | None,

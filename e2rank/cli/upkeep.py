@@ -23,12 +23,18 @@ from e2rank.where import read_where
 
 
 @app.command()
-def add(folder: Folder, corpus: Corpus, encoder: Moved = None, json: options.Json = False) -> None:
+def add(
+    folder: Folder,
+    corpus: Corpus,
+    encoder: Moved = None,
+    vectors: options.Vectors = None,
+    json: options.Json = False,
+) -> None:
     """Add documents to an index; one whose id is there already takes its place."""
     with _whole(folder), Engine.open(folder, encoder) as engine:
         before = len(engine)
         with progress("documents", None) as done:
-            added = engine.add(read_corpus(corpus), progress=done)
+            added = engine.add(read_corpus(corpus, vectors), progress=done)
         replaced = before + added - len(engine)
         fields = {"added": added - replaced, "replaced": replaced, "documents": len(engine)}
     _tell(fields, as_json=json)

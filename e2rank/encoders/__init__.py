@@ -18,6 +18,7 @@ __all__ = [
     "Encoding",
     "SparseQueries",
     "Want",
+    "check_dtype",
     "check_wanted",
     "difference",
     "encode_documents",
@@ -34,6 +35,19 @@ Want = Literal["dense", "sparse", "tokens"]
 
 DType = Literal["float32", "bfloat16"]
 """What a torch model computes in; its vectors are float32 in any case."""
+
+
+def check_dtype(dtype: object) -> None:
+    """Refuse what no model computes in here.
+
+    Raises:
+        ValueError: unless it is a `DType` or None.
+    """
+    if dtype is not None and dtype not in get_args(DType):
+        raise ValueError(
+            f"dtype is {dtype!r}; expected {' or '.join(map(repr, get_args(DType)))}, or None"
+        )
+
 
 PARTS = ("weights", "tokenizer", "contract")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from e2rank.contract import Contract
-from e2rank.encoders import DType, Encoder
+from e2rank.encoders import DType, Encoder, check_dtype
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.encoders.onnx.bundle import is_bundle
 from e2rank.errors import AdapterError, MissingExtra
@@ -80,14 +80,15 @@ def load_encoder(
         device: a torch device; None takes the GPU when there is one. A bundle runs on the CPU
             unless it is "cuda".
         dtype: what a torch model computes in, "float32" or "bfloat16"; None takes bfloat16 on a
-            GPU that has it, else float32. Processors with AMX read documents several times as fast
-            in bfloat16, with cosines to float32's of .9999. Of joined models it is the dense one's;
-            an index opened by name is searched in the default.
+            GPU that has it, else float32. Processors with AMX read documents faster in bfloat16. Of
+            joined models it is the dense one's; an encoder that is given has its own, and an index
+            opened by name is searched in the default.
     Raises:
         ValueError: if the name is neither a preset, a folder, nor a model that can be fetched, or
             nothing here runs it on the device or in the dtype.
         MissingExtra: if the package that holds or runs the model is not installed.
     """
+    check_dtype(dtype)
     if not isinstance(encoder, str | Path):
         return encoder
     name = str(encoder)

@@ -86,7 +86,7 @@ class Run:
         if bad.any():
             raise EncodingError(
                 f"{self.name} gave a NaN or an infinity for text {group[int(bad.argmax())]}; "
-                "check the weights, or run in float32"
+                "check the weights, or load it with dtype='float32'"
             )
         places.vectors[list(group)] = vectors
         if self.tokens is not None:

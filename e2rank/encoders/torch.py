@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from e2rank.contract import Contract
 from e2rank.documents import SparseVectors
-from e2rank.encoders import DType, Encoding, Want, check_wanted
+from e2rank.encoders import DType, Encoding, Want, check_dtype, check_wanted
 from e2rank.encoders.adapter import Adapter
 from e2rank.encoders.digest import model_digest, text_digest
 from e2rank.encoders.directions import Directions
@@ -273,23 +273,20 @@ class TorchEncoder:
 
 
 def _compute_dtype(device: torch.device, asked: DType | None) -> torch.dtype:
-    known: dict[DType | None, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if asked is None:
         bfloat = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if bfloat else torch.float32
-    if asked not in known:
-        raise ValueError(f"dtype is {asked!r}; expected {' or '.join(map(repr, known))}, or None")
-    if asked == "bfloat16" and device.type == "cpu" and not multiplies_bfloat16():
+    check_dtype(asked)
+    if asked == "bfloat16" and device.type == "cpu" and not _multiplies_bfloat16():
         _log.warning(
-            "this processor has no instructions to multiply bfloat16 (AMX or AVX-512 BF16): it "
-            "computes more slowly in it than in float32"
+            "this processor does not multiply matrices of bfloat16 (AMX): torch is slower in it "
+            "than in float32"
         )
-    return known[asked]
+    return torch.bfloat16 if asked == "bfloat16" else torch.float32
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for it; taken for granted where torch cannot say."""
+def _multiplies_bfloat16() -> bool:
+    """Whether this processor has matrices of it; taken for granted where torch cannot say."""
     found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    if found.get("architecture") != "x86_64":
-        return True
-    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+    # AVX-512 BF16 alone is no gain.
+    return found.get("architecture") != "x86_64" or bool(found.get("amx_bf16"))

@@ -18,6 +18,10 @@ from e2rank.index.tokens import floats_of
 _WORTH = 2**26
 
 
+# More than float16 rounds away, less than another text's vector differs by.
+_EQUAL = 1e-3
+
+
 class _Held(NamedTuple):
     """A document of the index: the number of its segment, its row there, and what it says."""
 
@@ -79,7 +83,9 @@ class Again:
         written = [
             each
             for each in documents
-            if each.id not in held or line_of(held[each.id].document) != line_of(each)
+            if each.id not in held
+            or line_of(held[each.id].document) != line_of(each)
+            or self._moved(each, held[each.id])
         ]
         self.same += len(documents) - len(written)
         sources: dict[int | None, list[int]] = {}
@@ -114,8 +120,17 @@ class Again:
         if held is None:
             return None
         self.replaced[held.number][held.row] = True
-        same = held.document.body == document.body
+        same = held.document.body == document.body and not self._moved(document, held)
         return held.number if same and self._copies(held.number, together) else None
+
+    def _moved(self, document: Document, held: _Held) -> bool:
+        """Whether a document brings another vector than is stored, such as to mend that."""
+        if document.vector is None:
+            return False
+        stored = self._parts[held.number].segment.vectors[held.row].astype(np.float32)
+        brought = np.asarray(document.vector)
+        # Written so that a NaN is another, too.
+        return brought.shape != stored.shape or not np.abs(brought - stored).max() <= _EQUAL
 
     def _coded(self, number: int | None) -> bool:
         return number is not None and book_of(self._parts[number].segment) is not None

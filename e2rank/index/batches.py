@@ -1,7 +1,7 @@
 """The encoder as a build sees it: asked once a batch, every answer checked before it is written."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,14 +14,17 @@ from e2rank.scores import unit
 
 # What the same model gives in int8 or on another machine is closer; with another cut or prefix it
 # often is not.
-_SAME = 0.98
+_SAME = 0.99
+
+# How many of a batch's documents that bring vectors are encoded too, besides the longest.
+_COMPARED = 8
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 TokensOfLast = Callable[[], Sequence[np.ndarray]]
 SparseOfLast = Callable[[], SparseVectors | None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchEncoder:
     """One encoder, and the questions a build has for it.
 
@@ -38,6 +41,7 @@ class BatchEncoder:
     truncated: Callable[[], int]
     tokens: TokensOfLast | None = None
     sparse: SparseOfLast | None = None
+    _compared: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         """Refuse token or sparse vectors without a dimension, and a dimension without them.
@@ -48,6 +52,11 @@ class BatchEncoder:
         info = self.info
         _check_pair("token_dim", info.token_dim, "tokens", self.tokens, info.tokens)
         _check_pair("sparse_dim", info.sparse_dim, "sparse", self.sparse, info.sparse)
+
+    @property
+    def cut(self) -> int:
+        """How many documents lost tokens as they were encoded, without those only compared."""
+        return self.truncated() - self._compared
 
     def batch(self, documents: Sequence[Document], kind: str = "int8") -> dict[str, np.ndarray]:
         """Encode documents; `kind` is how the index keeps token vectors (`IndexConfig.tokens`).
@@ -78,42 +87,50 @@ class BatchEncoder:
             raise CorpusError(
                 f"document {documents[brought[0]].id!r} brings its vector, and the index holds "
                 f"{' and '.join(kinds)} vectors of {self.info.name} too, which it does not bring: "
-                "build with an encoder that gives dense vectors alone, such as the same model "
-                "without its heads"
+                "build with an encoder that gives dense vectors alone, as 'minilm-base' does of "
+                "'minilm'"
             )
         vectors = np.zeros((len(documents), self.info.dim), dtype=np.float32)
+        if read := [place for place, each in enumerate(documents) if each.vector is None]:
+            vectors[read] = self._encoded([documents[place] for place in read])
         for place in brought:
             vectors[place] = self._brought(documents[place])
-        # The first that brings one is encoded as well: of another model, it is found out here.
-        read = [place for place, each in enumerate(documents) if each.vector is None]
-        made = self._encoded([documents[place] for place in [*read, brought[0]]])
-        vectors[read] = made[:-1]
-        if (cosine := float(made[-1] @ vectors[brought[0]])) < _SAME:
-            raise CorpusError(
-                f"document {documents[brought[0]].id!r} brings a vector whose cosine with what "
-                f"{self.info.name} gives for its title and text is {cosine:.3f}; expected at least "
-                f"{_SAME}: that of the same model, wording and cut, and of this document"
-            )
+        before = self.truncated()
+        self._compare(documents, vectors, brought)
+        self._compared += self.truncated() - before
         return vectors
 
     def _brought(self, document: Document) -> np.ndarray:
-        """The (dim,) float32 unit vector that a document brings."""
-        try:
-            vector = np.asarray(document.vector, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise CorpusError(f"document {document.id!r} brings no vector: {error}") from None
+        vector = np.asarray(document.vector, dtype=np.float32)
         if vector.shape != (self.info.dim,):
             raise CorpusError(
                 f"document {document.id!r} brings a vector of shape {vector.shape}; expected "
                 f"({self.info.dim},), as {self.info.name} gives"
             )
-        if not np.isfinite(vector).all() or not vector.any():
-            raise CorpusError(
-                f"document {document.id!r} brings a vector that is zero, or holds a NaN or an "
-                "infinity"
-            )
-        # Of any length: squares of very long or short ones are beyond what floats hold.
-        return unit(vector[None] / np.abs(vector).max())[0]
+        return vector
+
+    def _compare(
+        self, documents: Sequence[Document], vectors: np.ndarray, brought: Sequence[int]
+    ) -> None:
+        """Encode some of those that bring vectors, and refuse others' vectors.
+
+        The last show rows that are shifted, the longest one that is cut elsewhere; zeros may be
+        what was never filled in, or what an encoder gives for nothing at all.
+        """
+        longest = max(brought, key=lambda place: len(documents[place].body))
+        spread = np.linspace(0, len(brought) - 1, _COMPARED).astype(int)
+        some = {longest, *(brought[each] for each in spread)}
+        places = sorted(some | {place for place in brought if not vectors[place].any()})
+        made = self._encoded([documents[place] for place in places])
+        for place, own in zip(places, made, strict=True):
+            cosine = float(own @ vectors[place])
+            if cosine < _SAME and (own.any() or vectors[place].any()):
+                raise CorpusError(
+                    f"document {documents[place].id!r} brings a vector whose cosine with what "
+                    f"{self.info.name} gives for its title and text is {cosine:.3f}; expected at "
+                    f"least {_SAME}: that of this document by the same model, wording and cut (if "
+                    "it was read otherwise, `e2rank contract` makes a model that is)"
+                )
 
     def _encoded(self, documents: Sequence[Document]) -> np.ndarray:
         vectors = np.asarray(self.encode([each.body for each in documents]), dtype=np.float32)

@@ -168,7 +168,7 @@ class _Build:
     def _add(self, staging: Staging, batch: Sequence[Document], row: int) -> None:
         staging.note(batch, row)
         arrays = self._encoder.batch(batch, self._config.tokens)
-        staging.append(batch, arrays, self._encoder.truncated())
+        staging.append(batch, arrays, self._encoder.cut)
 
     def _finish(
         self, staging: Staging, contract: Mapping[str, Any], config: dict[str, Any], final: Path

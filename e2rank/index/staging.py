@@ -123,7 +123,8 @@ class Staging:
         """
         if self._hash.hexdigest() != self.progress.documents:
             raise CorpusError(
-                f"the first {self.progress.done} documents are not those of the unfinished build: "
+                f"the first {self.progress.done} documents, or vectors that they bring, are not "
+                "those of the unfinished build: "
                 "resume with the same corpus, or pass overwrite=True to start again"
             )
 
@@ -195,8 +196,10 @@ class Staging:
     def _note(self, documents: Sequence[Document], start: int) -> None:
         lines = [line_of(each) for each in documents]
         self._ids.add([each.id for each in documents], start)
-        for line in lines:
+        for line, document in zip(lines, documents, strict=True):
             self._hash.update(line.encode())
+            if document.vector is not None:
+                self._hash.update(np.asarray(document.vector).tobytes())
 
     def _load(self) -> Progress:
         sizes = {name: file.start for name, file in self._files.items()}

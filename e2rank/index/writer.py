@@ -141,7 +141,7 @@ class Writer:
                 staging.note(batch, done)
                 written, arrays = again.batch(batch, encoder, staging, config.tokens)
                 if written:
-                    staging.append(written, arrays, encoder.truncated() + again.truncated)
+                    staging.append(written, arrays, encoder.cut + again.truncated)
                 done += len(batch)
                 if progress is not None:
                     progress(done)

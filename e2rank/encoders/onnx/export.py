@@ -89,8 +89,8 @@ def export_onnx(
         raise ValueError(_why_not(encoder))
     if encoder.device.type != "cpu" or encoder.dtype != torch.float32:
         raise ValueError(
-            f"the encoder is on {encoder.device} in {encoder.dtype}, with weights rounded to it; "
-            "load it with device='cpu', in float32"
+            f"the encoder computes on {encoder.device} in {encoder.dtype}; expected one on the CPU "
+            "in float32: load it with device='cpu', dtype='float32'"
         )
     if isinstance(texts, str):
         raise ValueError("texts is one string; expected several")
