@@ -10,8 +10,9 @@ from e2rank.index import codec
 from e2rank.index.batches import BatchEncoder
 from e2rank.index.codec import Codebook
 from e2rank.index.copies import Arrays, arranged, stored
+from e2rank.index.lines import line_of
 from e2rank.index.making import Part, book_of
-from e2rank.index.staging import Staging, line_of
+from e2rank.index.staging import Staging
 from e2rank.index.tokens import floats_of
 
 # Bytes whose hash takes about as long as a model takes for a document.
