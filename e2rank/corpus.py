@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -28,7 +29,8 @@ def read_corpus(path: str | Path, vectors: str | Path | None = None) -> Iterator
         path: a BEIR folder (with corpus.jsonl or corpus.jsonl.gz), a .jsonl or a .jsonl.gz file; a
             pipe or a device that gives such lines, plain or gzipped, and is read once; "-" for
             standard input.
-        vectors: an .npy file of what the encoder gave for them elsewhere, see `with_vectors`.
+        vectors: an .npy or .npz file of what the encoder gave for them elsewhere, see
+            `with_vectors`.
     Raises:
         CorpusError: naming the file and the line (from 1) that cannot be read, and why.
     """
@@ -50,19 +52,21 @@ def with_vectors(
 
     Args:
         documents: n documents, or mappings as for `Engine.build`.
-        file: an .npy file of (n, d) floats, a row a document in the same order; it is mapped.
+        file: an .npy file of (n, d) floats, a row a document in the same order, which is mapped; or
+            an .npz file of such "vectors" and their "ids", (n,) strings, in any order, which is
+            read into memory.
     Raises:
-        CorpusError: if the file is none of these, or there are more or fewer documents than rows.
+        CorpusError: if the file is none of these, or there are more or fewer documents than rows;
+            naming the first document, or id of the file, that has no counterpart.
     """
+    if Path(file).suffix == ".npz":
+        yield from _with_own(documents, file)
+        return
     try:
         rows = np.lib.format.open_memmap(file, mode="r")
     except (OSError, ValueError) as error:
         raise CorpusError(f"{file} is no .npy file of vectors: {error}") from None
-    if rows.ndim != 2 or rows.dtype.kind != "f":
-        raise CorpusError(
-            f"{file} holds {rows.dtype} of shape {rows.shape}; expected floats of shape "
-            "(documents, dimension)"
-        )
+    _check_rows(rows, file)
     count = 0
     for document in as_documents(documents):
         if count < len(rows):
@@ -70,6 +74,56 @@ def with_vectors(
         count += 1
     if count != len(rows):
         raise CorpusError(f"{file} holds {len(rows)} vectors, and the corpus {count} documents")
+
+
+def _with_own(
+    documents: Iterable[Document | Mapping[str, Any]], file: str | Path
+) -> Iterator[Document]:
+    """Documents with the vectors that an .npz file has under their ids."""
+    places, rows = _rows_by_id(file)
+    for document in as_documents(documents):
+        place = places.pop(document.id, None)
+        if place is None:
+            raise CorpusError(
+                f"{file} holds no vector of {document.id!r}, or the corpus has it twice"
+            )
+        yield replace(document, vector=rows[place])
+    if places:
+        raise CorpusError(f"{file} holds a vector of {next(iter(places))!r}, which is no document")
+
+
+def _rows_by_id(file: str | Path) -> tuple[dict[str, int], np.ndarray]:
+    """The place of each id of an .npz file, and its rows."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            ids, rows = (_array(archive, name) for name in ("ids", "vectors"))
+    except Exception as error:  # what zipfile, zlib and numpy raise of damage has no common base
+        raise CorpusError(f"{file} is no .npz file of 'ids' and 'vectors': {error}") from error
+    _check_rows(rows, file)
+    if ids.shape != rows.shape[:1] or ids.dtype.kind != "U":
+        raise CorpusError(
+            f"{file} holds ids of {ids.dtype} and shape {ids.shape}; expected {len(rows)} strings: "
+            "np.array(ids, dtype=str)"
+        )
+    places: dict[str, int] = {}
+    for place, name in enumerate(ids.tolist()):
+        if places.setdefault(name, place) != place:
+            raise CorpusError(f"{file} holds two vectors of {name!r}")
+    return places, rows
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    # Not np.load, whose errors speak of pickle, which is never read.
+    with archive.open(f"{name}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def _check_rows(rows: np.ndarray, file: str | Path) -> None:
+    if rows.ndim != 2 or rows.dtype.kind != "f":
+        raise CorpusError(
+            f"{file} holds {rows.dtype} of shape {rows.shape}; expected floats of shape "
+            "(documents, dimension)"
+        )
 
 
 def find_file(path: Path, name: str) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 
 from e2rank.config import IndexConfig
 from e2rank.documents import Document
-from e2rank.encoders import Encoder
+from e2rank.encoders import DType, Encoder
 from e2rank.encoders.presets import absent_folder, load_encoder
 from e2rank.index import Store, build_index
 from e2rank.index.opened import Opened
@@ -101,6 +101,7 @@ class Indexed:
         folder: str | Path,
         encoder: str | Path | Encoder | None = None,
         *,
+        dtype: DType | None = None,
         read_only: bool = False,
         verify: bool = False,
         adapted: bool = True,
@@ -114,6 +115,7 @@ class Indexed:
         Args:
             folder: the index.
             encoder: see `load_encoder`.
+            dtype: what an encoder that is loaded by name computes in; see `load_encoder`.
             read_only: whether `add`, `delete` and `compact` are refused. Opening never writes; a
                 change takes the index's lock until it is committed.
             verify: whether to read every byte first and compare hashes.
@@ -121,7 +123,8 @@ class Indexed:
         Raises:
             IndexFormatError: if the folder is no whole index of a known format.
             EncoderMismatch: if the encoder is not the one that made the index.
-            ValueError: if none is given and the folder of the one that made it is gone.
+            ValueError: if none is given and the folder of the one that made it is gone, or it does
+                not compute in `dtype`.
         """
         store = Store.open(Path(folder), verify=verify)
         try:
@@ -133,7 +136,7 @@ class Indexed:
                     f"{folder} was made with the encoder of {absent}, which is not here: pass its "
                     "folder (encoder=, --encoder)"
                 )
-            loaded = load_encoder(named if encoder is None else encoder)
+            loaded = load_encoder(named if encoder is None else encoder, dtype=dtype)
             check_same(loaded, manifest.encoder, str(folder))
             if adapted and encoder is not None and manifest.adapter:
                 _warn_of_another(loaded, store.folder / manifest.adapter)
@@ -190,6 +193,11 @@ class Indexed:
             ValueError: if the engine has none, or was closed.
         """
         return self._index.store
+
+    @property
+    def indexed(self) -> bool:
+        """Whether there is an index to search, and it was not closed."""
+        return self._opened is not None
 
     @property
     def _index(self) -> Opened:

@@ -51,12 +51,12 @@ def migrate(
     if Path(old).resolve() == Path(new).resolve():
         raise ValueError(f"{new} is the index itself; choose a new folder")
     with Store.open(Path(old)) as source:
+        loaded = load_encoder(encoder)
         if not (Path(new) / "manifest.json").exists():
             update = True
-            loaded = load_encoder(encoder)
             how = config or _possible(source.manifest.index_config, loaded)
             Engine.build(source, new, loaded, how, resume=True, progress=progress).close()
-    engine = Engine.open(new, encoder)
+    engine = Engine.open(new, loaded)
     try:
         if not update:
             raise ValueError(

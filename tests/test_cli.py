@@ -128,18 +128,38 @@ def test_an_index_is_built_of_vectors_in_a_file(
         np.testing.assert_allclose(engine.vectors(["1", "60"]), rows[[0, 59]], atol=1e-6)
 
 
-def test_an_index_is_built_in_the_dtype_that_is_asked_for(
-    run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("index", "{corpus}", "--encoder", "words", "--out"),
+        ("migrate", "{refinable}", "--encoder", "words"),
+        ("add", "{refinable}", "{corpus}", "--encoder", "words", "--json"),
+        ("add", "{refinable}", "{corpus}"),
+        ("evaluate", "{refinable}", "{beir}"),
+        ("rerank", "{beir}", "--run", "{beir}/run.trec", "--encoder", "words"),
+        ("rerank", "{beir}", "--run", "{beir}/run.trec", "--index", "{refinable}"),
+    ],
+)
+def test_whatever_reads_many_documents_does_so_in_the_dtype_that_is_asked_for(
+    run: Run,
+    corpus: Path,
+    refinable: Path,
+    beir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
 ) -> None:
     asked = []
 
-    def load(name: str, device: str | None, dtype: DType | None) -> HashingEncoder:
+    def load(name: str, device: str | None, dtype: DType | None) -> Words:
         asked.append(dtype)
-        return HashingEncoder()
+        return Words()
 
-    monkeypatch.setitem(presets.PRESETS, "minilm", load)
+    monkeypatch.setitem(presets.PRESETS, "words", load)
+    told = [each.format(corpus=corpus, refinable=refinable, beir=beir) for each in command]
     for out, more in (("one", []), ("other", ["--dtype", "bfloat16"])):
-        assert run("index", corpus, "--out", tmp_path / out, *more).status == 0
+        where = [corpus.parent / out] if command[0] in ("index", "migrate") else []
+        ran = run(*told, *where, *more)
+        assert ran.status == 0, ran.err
     assert asked == [None, "bfloat16"]
 
 
@@ -410,6 +430,7 @@ def test_a_report_has_a_row_a_ranker_and_whole_numbers_however_narrow(
             ("evaluate", "{index}", "{beir}", *TWO, "--run-out", "{tmp}/x"),
             "is one file for 2 rankers",
         ),
+        (("add", "{index}", "{corpus}", "--dtype", "bfloat16"), "and hashing-256 is none"),
         (("rerank", "{beir}", "--run", "{tmp}/none.trec"), "none.trec"),
         (("rerank", "{beir}", "--run", "{beir}/run.trec", "--depth", "0"), "depth is 0"),
         (("demo", "--data", "{tmp}/none", "--out", "{tmp}/demo"), "does not exist"),

@@ -93,6 +93,12 @@ def test_a_dtype_of_what_torch_does_not_run_is_refused() -> None:
             load_encoder(name, dtype=cast(Any, "fp16"))
 
 
+def test_a_dtype_is_refused_before_a_bundle_is_read(tmp_path: Path) -> None:
+    (tmp_path / "bundle.json").write_text("no bundle")
+    with pytest.raises(ValueError, match="dtype is 'bfloat16', which is of models that torch runs"):
+        load_encoder(tmp_path, dtype="bfloat16")
+
+
 def test_bge_small_gives_the_vectors_of_sentence_transformers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -278,3 +278,60 @@ def test_archives_of_arrays_and_missing_files_are_refused(tmp_path: Path) -> Non
     for name in ("rows.npz", "missing.npy"):
         with pytest.raises(CorpusError, match=f"{name}"):
             list(with_vectors(DOCUMENTS, tmp_path / name))
+
+
+def archived(folder: Path, **arrays: Any) -> Path:
+    """The vectors and ids of the documents, last first, or other arrays in their place."""
+    usual = {"ids": np.array([each.id for each in DOCUMENTS])[::-1], "vectors": vectors_of()[::-1]}
+    np.savez(folder / "rows.npz", **usual | arrays)
+    return folder / "rows.npz"
+
+
+@pytest.mark.parametrize("saved", [np.savez, np.savez_compressed])
+def test_rows_of_an_archive_are_those_of_documents_by_id(
+    tmp_path: Path, saved: Callable[..., None]
+) -> None:
+    with np.load(archived(tmp_path)) as arrays:
+        saved(tmp_path / "rows.npz", **arrays)
+    with built(tmp_path / "i", with_vectors(DOCUMENTS, tmp_path / "rows.npz")) as engine:
+        assert_right(engine)
+
+
+def test_an_archive_of_other_ids_than_the_corpus_builds_nothing(tmp_path: Path) -> None:
+    file = archived(tmp_path)
+    extra, twice = Document("50", "a wing"), [*DOCUMENTS[:3], DOCUMENTS[1]]
+    for given, says in (
+        (DOCUMENTS[:-1], "a vector of '49', which is no document"),
+        ([*DOCUMENTS, extra], "no vector of '50', or"),
+        (twice, "no vector of '1', or the corpus has it twice"),
+    ):
+        with pytest.raises(CorpusError, match=rf"rows\.npz holds {says}"):
+            built(tmp_path / "i", with_vectors(given, file), overwrite=True)
+        assert not (tmp_path / "i" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"),
+    [
+        (np.arange(COUNT), r"holds ids of int64 and shape \(50,\); expected 50 strings"),
+        (np.array(["a"]), r"shape \(1,\); expected 50 strings"),
+        (np.array(["7"] * COUNT), "holds two vectors of '7'"),
+        (np.array(["a", None] * 25, dtype=object), "is no .npz file.* Object arrays cannot"),
+    ],
+)
+def test_an_archive_whose_ids_name_no_rows_is_refused(
+    tmp_path: Path, ids: np.ndarray, says: str
+) -> None:
+    with pytest.raises(CorpusError, match=says):
+        list(with_vectors(DOCUMENTS, archived(tmp_path, ids=ids)))
+    with pytest.raises(CorpusError, match=r"holds float32 of shape \(64,\); expected floats"):
+        list(with_vectors(DOCUMENTS, archived(tmp_path, vectors=vectors_of()[0])))
+
+
+def test_a_damaged_archive_is_refused_by_name(tmp_path: Path) -> None:
+    whole = archived(tmp_path).read_bytes()
+    flipped = bytes([*whole[:900], whole[900] ^ 1, *whole[901:]])
+    for content in (b"", b"PK no zip", whole[: len(whole) // 2], flipped):
+        (tmp_path / "rows.npz").write_bytes(content)
+        with pytest.raises(CorpusError, match=r"rows\.npz is no \.npz file of 'ids' and 'vectors'"):
+            list(with_vectors(DOCUMENTS, tmp_path / "rows.npz"))

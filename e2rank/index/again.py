@@ -24,11 +24,15 @@ _EQUAL = 1e-3
 
 
 class _Held(NamedTuple):
-    """A document of the index: the number of its segment, its row there, and what it says."""
+    """A document of the index: the number of its segment, its row there, and what it says.
+
+    `vectors` tells whether its vectors are those of the document that is given, too.
+    """
 
     number: int
     row: int
     document: Document
+    vectors: bool
 
 
 class Again:
@@ -84,14 +88,14 @@ class Again:
         written = [
             each
             for each in documents
-            if each.id not in held
-            or line_of(held[each.id].document) != line_of(each)
-            or self._moved(each, held[each.id])
+            if (there := held.get(each.id)) is None
+            or not there.vectors
+            or line_of(there.document) != line_of(each)
         ]
         self.same += len(documents) - len(written)
         sources: dict[int | None, list[int]] = {}
         for place, document in enumerate(written):
-            source = self._source(document, held.get(document.id), len(written))
+            source = self._source(held.get(document.id), len(written))
             sources.setdefault(source, []).append(place)
         if self._book and any(self._coded(number) for number in sources):
             staging.code(self._book)
@@ -108,30 +112,24 @@ class Again:
 
     def _held(self, documents: Sequence[Document]) -> dict[str, _Held]:
         """What is there under the ids of these."""
-        ids, found = [each.id for each in documents], dict[str, _Held]()
+        given, found = {each.id: each for each in documents}, dict[str, _Held]()
         for number, part in enumerate(self._parts):
-            table = part.segment.table
-            rows = [row for row in table.rows_of(ids).values() if part.alive[row]]
-            for row, document in zip(rows, table.documents(rows), strict=True):
-                found[document.id] = _Held(number, row, document)
+            table, vectors = part.segment.table, part.segment.vectors
+            rows = {
+                name: row for name, row in table.rows_of(list(given)).items() if part.alive[row]
+            }
+            there = table.documents(list(rows.values()))
+            for (name, row), document in zip(rows.items(), there, strict=True):
+                same = _same_vectors(given[name], document, vectors[row])
+                found[name] = _Held(number, row, document, same)
         return found
 
-    def _source(self, document: Document, held: _Held | None, together: int) -> int | None:
+    def _source(self, held: _Held | None, together: int) -> int | None:
         """The segment that the rows of a document are copied from, or None to encode it."""
         if held is None:
             return None
         self.replaced[held.number][held.row] = True
-        same = held.document.body == document.body and not self._moved(document, held)
-        return held.number if same and self._copies(held.number, together) else None
-
-    def _moved(self, document: Document, held: _Held) -> bool:
-        """Whether a document brings another vector than is stored, such as to mend that."""
-        if document.vector is None:
-            return False
-        stored = self._parts[held.number].segment.vectors[held.row].astype(np.float32)
-        brought = np.asarray(document.vector)
-        # Written so that a NaN is another, too.
-        return brought.shape != stored.shape or not np.abs(brought - stored).max() <= _EQUAL
+        return held.number if held.vectors and self._copies(held.number, together) else None
 
     def _coded(self, number: int | None) -> bool:
         return number is not None and book_of(self._parts[number].segment) is not None
@@ -150,6 +148,18 @@ class Again:
             readable = book is None or (self._book is not None and book.same(self._book))
             self._exact[number] = readable and segment.intact
         return self._exact[number]
+
+
+def _same_vectors(given: Document, there: Document, row: np.ndarray) -> bool:
+    """Whether a document has the text of one that is there, and brings no other vector.
+
+    One that brings another may be there to mend it.
+    """
+    if given.body != there.body or given.vector is None:
+        return given.body == there.body
+    stored, brought = row.astype(np.float32), np.asarray(given.vector)
+    # A NaN is another, too.
+    return brought.shape == stored.shape and bool(np.abs(brought - stored).max() <= _EQUAL)
 
 
 def _encoded(
