@@ -24,7 +24,7 @@ test: .venv/.ready
 # PIP_FIND_LINKS.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) install -q -c constraints.txt -e '.[cpu,torch,minilm,train,export,bm25,seismic,evaluate,dev]'
+	$(PIP) install -q -c constraints.txt -e '.[cpu,torch,minilm,train,export,bm25,seismic,evaluate,serve,dev]'
 	@if $(PIP) list --format=freeze | grep -iE '$(GPU_NAMES)'; then \
 	  echo 'GPU packages were installed; use a CPU build of torch (see the Makefile)'; exit 1; fi
 	touch $@

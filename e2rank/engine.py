@@ -169,9 +169,11 @@ class Engine(Indexed):
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be at least 1")
         documents = listed(documents)
-        order, scores = order_texts(self.encoder, choose(rerank, self.encoder), query, documents)
+        found = order_texts(self.encoder, choose(rerank, self.encoder), query, documents)
+        found.cut.report()
         ranked: list[dict[str, Any]] = [
-            {"corpus_id": int(place), "score": float(scores[place])} for place in order[:top_k]
+            {"corpus_id": int(place), "score": float(found.scores[place])}
+            for place in found.order[:top_k]
         ]
         if return_documents:
             ranked = [each | {"text": documents[each["corpus_id"]]} for each in ranked]

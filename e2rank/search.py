@@ -242,22 +242,39 @@ def fusion_weight(reranker: Reranker, asked: float | None) -> float:
     return asked if asked is not None else float(getattr(reranker, "fusion_weight", 1.0))
 
 
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """Plain texts that were ranked for a query.
+
+    Args:
+        order: (n,) int64 positions of the texts, best first.
+        scores: (n,) float32 by position.
+        tokens: that models read.
+        cut: counts the texts that lost tokens to a budget.
+    """
+
+    order: np.ndarray
+    scores: np.ndarray
+    tokens: int
+    cut: CutTexts
+
+
 def order_texts(
     encoder: Encoder, reranker: Reranker | None, query: str, documents: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of n plain texts from best to worst, and their (n,) scores."""
+) -> Ordered:
+    """Rank n plain texts for a query, by cosine and then by the reranker."""
     check_queries([query])
     check_texts(documents)
-    if not documents:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
     cut = CutTexts(encoder)
+    if not documents:
+        return Ordered(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), 0, cut)
     read = cut.counted(encode_documents(encoder, documents, ("dense", "tokens")))
-    cut.report()
     asked = encoder.encode_queries([query])
+    tokens = read.tokens + asked.tokens
     first = read.vectors @ asked.vectors[0]
     order = rank(first)
     if reranker is None:
-        return order, first
+        return Ordered(order, first, tokens, cut)
     rows = [read.token_vectors[place] for place in order] if read.token_vectors else []
     pool = Candidates(
         ids=[str(place) for place in order],
@@ -274,7 +291,7 @@ def order_texts(
     fused = fuse(answer.scores, pool.scores, fusion_weight(reranker, None))
     scores = np.empty_like(fused)
     scores[order] = fused
-    return order[rank(fused)], scores
+    return Ordered(order[rank(fused)], scores, tokens + answer.tokens, cut)
 
 
 def _answers(

@@ -18,9 +18,12 @@ HEAVY = (
     "faiss",
     "huggingface_hub",
     "onnxruntime",
+    "prometheus_client",
     "sentence_transformers",
+    "starlette",
     "torch",
     "transformers",
+    "uvicorn",
 )
 
 
@@ -50,7 +53,7 @@ def test_every_extra_that_an_error_names_is_one() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "e2rank").rglob("*.py")]
     named = {name for text in texts for name in re.findall(r'extra="(\w+)"', text)}
-    assert {"cpu", "hub", "minilm", "torch", "train"} <= named
+    assert {"cpu", "hub", "minilm", "serve", "torch", "train"} <= named
     assert named <= project["optional-dependencies"].keys()
 
 

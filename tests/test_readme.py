@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
+from e2rank import serve
 from e2rank.cli import main
 from e2rank.encoders import presets
 from e2rank.encoders.hashing import HashingEncoder
@@ -31,7 +33,7 @@ class Small(HashingEncoder):
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
     assert {kind for kind, _ in BLOCKS} == {"sh", "python"}
-    assert {shlex.split(line, comments=True)[0] for line in COMMANDS} == {"make", "pip", "e2rank"}
+    assert {shlex.split(line, comments=True)[0] for line in COMMANDS} == {"make", "pip", "e2rank", "curl"}
 
 
 def test_python_blocks_run_one_after_the_other(
@@ -53,11 +55,25 @@ def test_python_blocks_run_one_after_the_other(
     assert shown[0].split()[1] == "wing"
 
 
+def answers(service: serve.Service, *, host: str, port: int, key: str) -> None:
+    """What is called at the address where the server would be, by curl, is answered."""
+    calls = [shlex.split(line) for line in COMMANDS if line.startswith("curl ")]
+    assert calls
+    with TestClient(serve.make_app(service, key=key)) as client:
+        for _, where, option, body in calls:
+            assert where.startswith(f"localhost:{port}/")
+            assert host == "127.0.0.1"
+            assert option == "-d"
+            answer = client.post(where.removeprefix(f"localhost:{port}"), content=body)
+            assert len(answer.json()["hits"]) == 3
+
+
 def test_commands_of_the_command_line_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(presets.PRESETS, "minilm", lambda name, device, dtype: Small())
+    monkeypatch.setattr(serve, "run", answers)
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     for line in COMMANDS:
         words = shlex.split(line, comments=True)

@@ -10,6 +10,7 @@ import typer
 from e2rank.cli import advise as advise
 from e2rank.cli import export as export
 from e2rank.cli import measuring as measuring
+from e2rank.cli import serve as serve
 from e2rank.cli import ship as ship
 from e2rank.cli import training as training
 from e2rank.cli import upkeep as upkeep
@@ -27,6 +28,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     # What a bundle is, and what it does to rankings, is said wherever one opens.
     logging.getLogger("e2rank.onnx").setLevel(logging.INFO)
+    logging.getLogger("e2rank.serve").setLevel(logging.INFO)
     try:
         app(standalone_mode=True)
     except KNOWN as error:

@@ -1,0 +1,50 @@
+"""An engine behind HTTP: searches, embeddings and reranks in the shapes that clients know."""
+
+import logging
+import socket
+
+from e2rank.errors import MissingExtra
+
+try:
+    import uvicorn
+
+    from e2rank.serve.app import make_app
+    from e2rank.serve.service import Service
+except ModuleNotFoundError as error:
+    missing = (error.name or "").partition(".")[0]
+    if missing not in ("prometheus_client", "starlette", "uvicorn"):
+        raise
+    raise MissingExtra(missing, extra="serve") from None
+
+_log = logging.getLogger("e2rank.serve")
+
+__all__ = ["Service", "make_app", "run"]
+
+
+def address(listening: socket.socket) -> str:
+    """Where a socket can be reached from here."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(service: Service, *, host: str = "127.0.0.1", port: int = 8080, key: str = "") -> None:
+    """Serve until SIGTERM or Ctrl-C; what was taken by then is answered first.
+
+    Args:
+        service: what is served; it is closed at the end.
+        host: the address to listen on; "0.0.0.0" for all.
+        port: to listen on; 0 for any that is free, which the log names.
+        key: what callers send as `Authorization: Bearer KEY`; anyone may call if it is "".
+    Raises:
+        OSError: if the address is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as listening:
+        _log.info("%s at %s", service.name, address(listening))
+        config = uvicorn.Config(
+            make_app(service, key=key),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=int(service.seconds) + 1,
+        )
+        uvicorn.Server(config).run(sockets=[listening])

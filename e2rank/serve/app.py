@@ -1,0 +1,206 @@
+"""The server: addresses, the key, what an error looks like, and how it starts and ends."""
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from e2rank.errors import IndexFormatError, MissingExtra
+from e2rank.serve import wires
+from e2rank.serve.fields import MOST_BYTES, Fields
+from e2rank.serve.refused import ClientGone, Refused
+from e2rank.serve.service import Caller, Service
+
+_log = logging.getLogger("e2rank")
+
+REFRESH = 2.0
+"""Seconds between two looks for a newer commit."""
+
+_GONE = 499
+
+Answer = Callable[[Fields, Caller], Awaitable[wires.Json]]
+Shape = Callable[[int, str], dict[str, Any]]
+
+
+def _openai(status: int, message: str) -> dict[str, Any]:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+
+
+def _cohere(status: int, message: str) -> dict[str, Any]:
+    return {"message": message}
+
+
+def _tei(status: int, message: str) -> dict[str, Any]:
+    kinds = {429: "Overloaded", 503: "Overloaded", 500: "Backend"}
+    return {"error": message, "error_type": kinds.get(status, "Validation")}
+
+
+@dataclass(frozen=True, slots=True)
+class _Post:
+    """One address: what answers there, and what its errors look like."""
+
+    path: str
+    answer: Answer
+    error: Shape
+
+
+_POSTS = (
+    _Post("/search", wires.search, _openai),
+    _Post("/v1/embeddings", wires.openai_embeddings, _openai),
+    _Post("/v1/rerank", wires.jina_rerank, _openai),
+    _Post("/v2/rerank", wires.cohere_rerank, _cohere),
+    _Post("/rerank", wires.rerank, _tei),
+    _Post("/embed", wires.tei_embed, _tei),
+)
+
+
+def make_app(service: Service, *, key: str = "") -> Starlette:
+    """A server as an ASGI application.
+
+    Args:
+        service: what it serves; it is closed when the application ends.
+        key: what callers send as `Authorization: Bearer KEY`; anyone may call if it is "".
+            `/health`, `/ready` and `/metrics` are open in any case.
+    """
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        if service.ready:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "stopping, or a worker hangs"}, status_code=503)
+
+    async def metrics(request: Request) -> Response:
+        return Response(service.telemetry.text(), media_type=CONTENT_TYPE_LATEST)
+
+    async def models(request: Request) -> Response:
+        if not _allowed(request, key):
+            return _refusal(_no_key(), _openai)
+        model = {"id": service.name, "object": "model", "created": 0, "owned_by": "e2rank"}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    @contextlib.asynccontextmanager
+    async def life(app: Starlette) -> AsyncIterator[None]:
+        await asyncio.to_thread(service.warm)
+        looking = asyncio.create_task(_keep_fresh(service))
+        yield
+        looking.cancel()
+        await asyncio.to_thread(service.close)
+
+    posts = [Route(post.path, _endpoint(post, service, key), methods=["POST"]) for post in _POSTS]
+    gets = {"/health": health, "/ready": ready, "/metrics": metrics, "/v1/models": models}
+    return Starlette(
+        routes=[*posts, *(Route(path, answer) for path, answer in gets.items())],
+        exception_handlers={HTTPException: _nowhere},
+        lifespan=life,
+    )
+
+
+def _endpoint(post: _Post, service: Service, key: str) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        start = time.perf_counter()
+        try:
+            response: Response = JSONResponse(await _answered(request, post, service, key))
+        except Refused as refused:
+            response = _refusal(refused, post.error)
+        except (ClientGone, ClientDisconnect):
+            response = Response(status_code=_GONE)
+        service.telemetry.answered(post.path, response.status_code, time.perf_counter() - start)
+        return response
+
+    return answer
+
+
+async def _answered(request: Request, post: _Post, service: Service, key: str) -> wires.Json:
+    """What a request asks for.
+
+    Raises:
+        Refused: with the reason, whatever went wrong.
+        ClientGone: if nobody waits for it any more.
+    """
+    if not _allowed(request, key):
+        raise _no_key()
+    fields = Fields(await _read(request))
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        return await post.answer(fields, Caller(service, gone))
+    except (Refused, ClientGone):
+        raise
+    except Exception as error:  # whatever it is, the others are served
+        raise _fault(error, post.path) from error
+    finally:
+        gone.cancel()
+
+
+def _fault(error: Exception, path: str) -> Refused:
+    """What a caller is told of an error: all, if the request is at fault, else nothing."""
+    if isinstance(error, MissingExtra):
+        return Refused(501, f"this server lacks what that takes: {error}")
+    if isinstance(error, ValueError) and not isinstance(error, IndexFormatError):
+        return Refused(400, str(error))
+    _log.error("%s failed", path, exc_info=error)
+    return Refused(500, f"{type(error).__name__} on the server, whose log says more")
+
+
+async def _read(request: Request) -> bytes:
+    """The body, as long as it is not too large."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_BYTES:
+            raise Refused(
+                413, f"the body is larger than {MOST_BYTES >> 20} MiB; send it in several requests"
+            )
+    return bytes(body)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _allowed(request: Request, key: str) -> bool:
+    given = request.headers.get("authorization", "")
+    return not key or hmac.compare_digest(given.encode(), f"Bearer {key}".encode())
+
+
+def _no_key() -> Refused:
+    return Refused(
+        401,
+        "the key is missing or another; send the header Authorization: Bearer KEY",
+        {"WWW-Authenticate": "Bearer"},
+    )
+
+
+def _refusal(refused: Refused, shape: Shape) -> Response:
+    content = shape(refused.status, refused.message)
+    return JSONResponse(content, status_code=refused.status, headers=refused.headers)
+
+
+async def _nowhere(request: Request, error: Exception) -> Response:
+    """An address or a method that is not served."""
+    error = cast(HTTPException, error)  # what it is registered for
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse(
+        _openai(error.status_code, message), status_code=error.status_code, headers=error.headers
+    )
+
+
+async def _keep_fresh(service: Service) -> None:
+    """Look for newer commits until cancelled."""
+    while True:
+        await asyncio.sleep(REFRESH)
+        await asyncio.to_thread(service.refresh)
