@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from e2rank.checks import check_ranking, listed
+from e2rank.collapse import Collapse
 from e2rank.contract import Prompt
-from e2rank.encoders import Encoder
+from e2rank.encoders import Encoder, report_cut
 from e2rank.gather import GivenList
 from e2rank.gather.bm25 import Bm25Cache
 from e2rank.gather.choose import Gather, Sources, choose_gatherer
@@ -46,6 +47,7 @@ class Engine(Indexed):
         feedback_rounds: int = 0,
         fuse: float | None = None,
         where: Mapping[str, Any] | str | None = None,
+        collapse: str | None = None,
     ) -> Hits:
         """The k best documents for one query, as `search_many` finds them."""
         return self.search_many(
@@ -60,6 +62,7 @@ class Engine(Indexed):
             feedback_rounds=feedback_rounds,
             fuse=fuse,
             where=where,
+            collapse=collapse,
         )[0]
 
     def search_many(  # noqa: PLR0913 - one call, every choice by name
@@ -76,6 +79,7 @@ class Engine(Indexed):
         feedback_rounds: int = 0,
         fuse: float | None = None,
         where: Mapping[str, Any] | str | None = None,
+        collapse: str | None = None,
     ) -> list[Hits]:
         """The k best documents for each query, best first; fewer where the index holds fewer.
 
@@ -119,6 +123,10 @@ class Engine(Indexed):
                 "en"}` or "year >= 2020 and lang = 'en'"; see `e2rank.where`. There are k hits
                 wherever k documents match; by "sparse" and "bm25", where k of these share a term
                 with the query.
+            collapse: a metadata field: of documents that hold one value there only the best is
+                returned, such as under "document" of the passages of one text (`passages`). There
+                are k hits wherever the first stage can find so many different ones; a document
+                without the field stands for itself.
         Raises:
             ValueError: for a blank query, an option out of range or a filter that is none; if the
                 encoder or the index lacks the vectors that a stage needs; for a vector that is
@@ -137,6 +145,7 @@ class Engine(Indexed):
             depth=depth,
             rounds=feedback_rounds,
             weight=fuse,
+            collapse=None if collapse is None else Collapse(collapse),
         )
         return search.run(listed(queries))
 
@@ -148,6 +157,7 @@ class Engine(Indexed):
         *,
         return_documents: bool = False,
         rerank: Rerank = True,
+        fuse: float | None = None,
     ) -> list[dict[str, Any]]:
         """Rank plain texts for a query, as sentence-transformers' `CrossEncoder.rank` does.
 
@@ -159,18 +169,20 @@ class Engine(Indexed):
             top_k: how many to return; None returns all.
             return_documents: whether to add each text under "text".
             rerank: as in `search_many`.
+            fuse: weight of the rerank against the cosines, as in `search_many`.
         Returns:
-            `{"corpus_id": position, "score": float}` a document, best first. Scores tell the
-            documents of one list apart and no more: unless `rerank` is False, when they are
-            cosines, they are standardised within the list.
+            `{"corpus_id": position, "score": float}` a document, best first. With `fuse=1.0`
+            scores are the rerank's own: similarities of at most 1 for "tokens", listwise prompts
+            and "prf", comparable between queries, as cosines are without a rerank. Fused ones are
+            standardised within the list: they tell its documents apart and no more.
         Raises:
-            ValueError: for a blank query or top_k < 1.
+            ValueError: for a blank query, top_k < 1 or fuse out of range.
         """
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be at least 1")
         documents = listed(documents)
-        found = order_texts(self.encoder, choose(rerank, self.encoder), query, documents)
-        found.cut.report()
+        found = order_texts(self.encoder, choose(rerank, self.encoder), query, documents, fuse)
+        report_cut(self.encoder, found.cut, len(documents))
         ranked: list[dict[str, Any]] = [
             {"corpus_id": int(place), "score": float(found.scores[place])}
             for place in found.order[:top_k]

@@ -7,6 +7,7 @@ from typing import Self, cast, overload
 
 import numpy as np
 
+from e2rank.collapse import Collapse
 from e2rank.documents import Candidates, Document, TokenVectors
 from e2rank.encoders import Cost, Encoding, total
 from e2rank.errors import EncodingError, IndexFormatError
@@ -74,7 +75,7 @@ class Pool:
         base: (n,) float32, what a rerank is fused with: the first-stage scores, or refined ones.
         scores: (n,) float32 or float64, by which they are ranked now.
         cosines: whether the first-stage scores are cosines with the query.
-        spent: what models took since the first stage.
+        spent: what models took.
         vector: (d,) the query as the last reranker saw it, or None.
         error: why refining or a rerank failed, "" if none did.
         refined: how many candidates were "scored", "pruned" and "unseen"; empty if not refined.
@@ -100,13 +101,27 @@ class Pool:
         query_tokens: np.ndarray | None,
         scores: np.ndarray,
         rows: np.ndarray,
+        spent: Cost = (0, 0, 0),
         cosines: bool = False,
     ) -> Self:
         """What the first stage found, without the places that it left empty (row -1)."""
         found = rows >= 0
         scores, rows = scores[found], rows[found]
         ranks = np.arange(1, len(rows) + 1)
-        return cls(query, rows, scores, ranks, scores, scores, cosines, query_tokens=query_tokens)
+        return cls(
+            query, rows, scores, ranks, scores, scores, cosines, spent, query_tokens=query_tokens
+        )
+
+    def only(self, places: np.ndarray) -> Self:
+        """The pool with the candidates at these places."""
+        return replace(
+            self,
+            rows=self.rows[places],
+            first=self.first[places],
+            first_rank=self.first_rank[places],
+            base=self.base[places],
+            scores=self.scores[places],
+        )
 
     def candidates(self, store: Store, fingerprint: str, token_fingerprint: str) -> Candidates:
         """The candidates as a reranker sees them: best first, with texts and stored vectors.
@@ -200,22 +215,13 @@ class Pool:
 
     def failed(self, reason: str) -> Self:
         """The candidates that there were before any rerank, in the order of then."""
-        found = self.first_rank > 0
-        base = self.base[found]
-        return replace(
-            self,
-            rows=self.rows[found],
-            first=self.first[found],
-            first_rank=self.first_rank[found],
-            base=base,
-            scores=base,
-            vector=None,
-            error=reason,
-        )
+        found = self.only(np.flatnonzero(self.first_rank > 0))
+        return replace(found, scores=found.base, vector=None, error=reason)
 
-    def hits(self, store: Store, k: int) -> tuple[Hit, ...]:
+    def hits(self, store: Store, k: int, collapse: Collapse | None = None) -> tuple[Hit, ...]:
         """The best k, with their documents."""
-        order = rank(self.scores)[:k]
+        order = rank(self.scores)
+        order = order[:k] if collapse is None else order[collapse.best(store, self.rows[order], k)]
         documents = store.documents(self.rows[order])
         return tuple(
             Hit(

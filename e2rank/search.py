@@ -5,15 +5,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import cast
 
 import numpy as np
 
 from e2rank.checks import check_queries as check_queries
 from e2rank.checks import check_texts
+from e2rank.collapse import Collapse
 from e2rank.documents import Candidates, TokenVectors
-from e2rank.encoders import Cost, CutTexts, Encoder, encode_documents, token_fingerprint, total
-from e2rank.gather import Gathered, Gatherer
+from e2rank.encoders import Encoder, Encoding, encode_documents, token_fingerprint
+from e2rank.first import FirstStage
+from e2rank.gather import Gatherer
 from e2rank.gather.dense import DenseGatherer
 from e2rank.hits import Hits
 from e2rank.index import Store
@@ -43,6 +44,7 @@ class Search:
         refine: what comes before the rerank, or None; the store has token vectors for it.
         rounds: feedback rounds.
         weight: of the rerank in the fusion; None takes the reranker's own.
+        collapse: what is shown once only, by its best document; None to show all.
     """
 
     gatherer: Gatherer
@@ -54,6 +56,7 @@ class Search:
     refine: MaxSim | None = None
     rounds: int = 0
     weight: float | None = None
+    collapse: Collapse | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings out of range.
@@ -72,8 +75,7 @@ class Search:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
         if self.rounds and self.reranker is None:
             raise ValueError("feedback_rounds needs a rerank; it is switched off")
-        if self.weight is not None and not 0.0 <= self.weight <= 1.0:
-            raise ValueError(f"fuse is {self.weight}; it must be between 0 and 1")
+        check_weight(self.weight)
 
     def run(self, queries: Sequence[str | np.ndarray]) -> list[Hits]:
         """The hits of each query, in order; so many at a time that memory stays bounded.
@@ -91,6 +93,12 @@ class Search:
                 part = places[start : start + TOGETHER]
                 hits |= zip(part, self._run([queries[n] for n in part]), strict=True)
         return [hits[n] for n in range(len(queries))]
+
+    @property
+    def _first(self) -> FirstStage:
+        whole = self.reranker or self.refine or self.collapse
+        depth = max(self.depth, self.k) if whole else self.k
+        return FirstStage(self.gatherer, self.store, self.k, depth, self.collapse)
 
     def _check_textless(self) -> None:
         """Refuse to search by vectors where a stage reads the query's text or its tokens."""
@@ -113,14 +121,8 @@ class Search:
     def _run(self, asked: Sequence[str | np.ndarray]) -> list[Hits]:
         """The hits of queries that are all texts, or all vectors."""
         times = [time.perf_counter()]
-        wide = max(self.depth, self.k) if self.reranker or self.refine else self.k
         queries = [each if isinstance(each, str) else "" for each in asked]
-        vectors = [each for each in asked if isinstance(each, np.ndarray)]
-        if vectors:
-            found = cast(DenseGatherer, self.gatherer).nearest(vectors, wide)
-        else:
-            found = self.gatherer.gather(queries, wide)
-        pools = _pools(found, len(queries))
+        pools = self._first.gather(asked)
         times.append(time.perf_counter())
         pools = self._refine(queries, pools)
         times.append(time.perf_counter())
@@ -129,12 +131,11 @@ class Search:
             pools = [self._fed_back(pool) for pool in pools]
             pools = self._rerank(queries, pools)
         times.append(time.perf_counter())
-        hits = [pool.hits(self.store, self.k) for pool in pools]
+        hits = [pool.hits(self.store, self.k, self.collapse) for pool in pools]
         times.append(time.perf_counter())
         each = [1000 * (stop - times[0]) / len(queries) for stop in times]
         steps = zip(("gather", "refine", "rerank"), pairwise(each), strict=False)
         timings = {name: stop - start for name, (start, stop) in steps} | {"total": each[-1]}
-        costs = [total([cost, pool.spent]) for cost, pool in zip(_costs(found), pools, strict=True)]
         return [
             Hits(
                 query=query,
@@ -146,9 +147,8 @@ class Search:
                 rerank_error=pool.error,
                 refined=pool.refined,
             )
-            for query, found_hits, (calls, tokens, truncated), pool in zip(
-                queries, hits, costs, pools, strict=True
-            )
+            for query, found_hits, pool in zip(queries, hits, pools, strict=True)
+            for calls, tokens, truncated in [pool.spent]
         ]
 
     def _refine(self, queries: Sequence[str], pools: list[Pool]) -> list[Pool]:
@@ -204,37 +204,14 @@ class Search:
         return pool.fed_back(self.store, self.depth)
 
 
-def _pools(found: Gathered, n: int) -> list[Pool]:
-    """What was gathered for n queries, a pool each.
+def check_weight(weight: float | None) -> None:
+    """Refuse what is no weight of a fusion.
 
     Raises:
-        ValueError: if that is not what a gatherer gives.
+        ValueError: saying so.
     """
-    if len(found.rows) != n or found.rows.shape != found.scores.shape:
-        raise ValueError(
-            f"the gatherer gave scores of shape {found.scores.shape} and rows of shape "
-            f"{found.rows.shape} for {n} queries; expected ({n}, m) of both"
-        )
-    none = [None] * n
-    vectors = found.queries.vectors if found.queries else none
-    tokens = (found.queries.token_vectors if found.queries else ()) or none
-    each = zip(vectors, tokens, found.scores, found.rows, strict=True)
-    pools = [Pool.gathered(*one, cosines=found.cosines) for one in each]
-    for pool in pools:
-        twice = len(np.unique(pool.rows)) < len(pool.rows)
-        if twice or not np.isfinite(pool.first).all() or (np.diff(pool.first) > 0).any():
-            raise ValueError(
-                "the gatherer gave a row twice, a score that is not finite, or a list that is not "
-                "sorted; expected the best first"
-            )
-    return pools
-
-
-def _costs(found: Gathered) -> list[Cost]:
-    """What gathering took for each query."""
-    none = [(0, 0, 0)] * len(found.rows)
-    read = found.queries.costs() if found.queries else none
-    return [total(both) for both in zip(read, found.spent or none, strict=True)]
+    if weight is not None and not 0.0 <= weight <= 1.0:
+        raise ValueError(f"fuse is {weight}; it must be between 0 and 1")
 
 
 def fusion_weight(reranker: Reranker, asked: float | None) -> float:
@@ -250,27 +227,46 @@ class Ordered:
         order: (n,) int64 positions of the texts, best first.
         scores: (n,) float32 by position.
         tokens: that models read.
-        cut: counts the texts that lost tokens to a budget.
+        cut: how many of the texts lost tokens to a budget.
     """
 
     order: np.ndarray
     scores: np.ndarray
     tokens: int
-    cut: CutTexts
+    cut: int
+
+
+def read_texts(encoder: Encoder, documents: Sequence[str]) -> Encoding:
+    """What a rerank may need of plain texts: their vectors, and token vectors if there are any."""
+    return encode_documents(encoder, documents, ("dense", "tokens"))
 
 
 def order_texts(
-    encoder: Encoder, reranker: Reranker | None, query: str, documents: Sequence[str]
+    encoder: Encoder,
+    reranker: Reranker | None,
+    query: str,
+    documents: Sequence[str],
+    weight: float | None = None,
+    read: Encoding | None = None,
 ) -> Ordered:
-    """Rank n plain texts for a query, by cosine and then by the reranker."""
+    """Rank n plain texts for a query, by cosine and then by the reranker.
+
+    Args:
+        encoder: of the texts.
+        reranker: or None.
+        query: not blank.
+        documents: n texts.
+        weight: of the rerank in the fusion; None takes the reranker's own.
+        read: what `read_texts` gave for the documents, if that was done before.
+    """
     check_queries([query])
     check_texts(documents)
-    cut = CutTexts(encoder)
+    check_weight(weight)
     if not documents:
-        return Ordered(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), 0, cut)
-    read = cut.counted(encode_documents(encoder, documents, ("dense", "tokens")))
+        return Ordered(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), 0, 0)
+    read = read_texts(encoder, documents) if read is None else read
     asked = encoder.encode_queries([query])
-    tokens = read.tokens + asked.tokens
+    tokens, cut = read.tokens + asked.tokens, len(read.truncated)
     first = read.vectors @ asked.vectors[0]
     order = rank(first)
     if reranker is None:
@@ -288,7 +284,7 @@ def order_texts(
         token_fingerprint=token_fingerprint(encoder),
     )
     answer = _checked(reranker.score([query], [pool])[0], len(order), reranker)
-    fused = fuse(answer.scores, pool.scores, fusion_weight(reranker, None))
+    fused = fuse(answer.scores, pool.scores, fusion_weight(reranker, weight))
     scores = np.empty_like(fused)
     scores[order] = fused
     return Ordered(order[rank(fused)], scores, tokens + answer.tokens, cut)

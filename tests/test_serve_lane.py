@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ class Record:
     def __init__(self) -> None:
         self.calls: list[list[Any]] = []
         self.begun, self.may = threading.Event(), threading.Event()
+        self.hold = False
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,14 @@ class Doubling:
         self.record.calls.append(list(items))
         self.record.begun.set()
         assert self.record.may.wait(5)
+        while self.record.hold and len(items) > 1:
+            time.sleep(0.001)
         if "poison" in items:
             raise ValueError("poison")
         if "exit" in items:
             raise SystemExit
+        if "stop" in items:
+            raise StopIteration
         return [item * 2 for item in items]
 
 
@@ -50,7 +56,8 @@ def play(scene: Scene, *, waiting: int = 8, seconds: float = 5.0) -> Record:
             await scene(lane, record, asyncio.get_running_loop().create_future())
         finally:
             record.may.set()
-            lane.close(5)
+            lane.close()
+            lane.join(time.monotonic() + 5)
         return record
 
     return asyncio.run(run())
@@ -109,7 +116,7 @@ def test_a_batch_is_no_larger_than_the_work_allows() -> None:
     assert play(scene).calls == [[0], [1, 3], [2], [4]]
 
 
-@pytest.mark.parametrize("bad", ["poison", "exit"])
+@pytest.mark.parametrize("bad", ["poison", "exit", "stop"])
 def test_an_item_at_fault_fails_alone_and_the_worker_goes_on(bad: str) -> None:
     async def scene(lane: Lane, record: Record, gone: "asyncio.Future[Any]") -> None:
         first = asyncio.create_task(lane.ask(Doubling(record), 0, gone))
@@ -119,7 +126,7 @@ def test_an_item_at_fault_fails_alone_and_the_worker_goes_on(bad: str) -> None:
         record.may.set()
         found = await asyncio.gather(first, *more, return_exceptions=True)
         assert [found[0], found[1], found[3]] == [0, 2, 6]
-        assert isinstance(found[2], RuntimeError if bad == "exit" else ValueError)
+        assert isinstance(found[2], ValueError if bad == "poison" else RuntimeError)
         assert await lane.ask(Doubling(record), 5, gone) == 10
 
     play(scene)
@@ -182,13 +189,12 @@ def test_closing_ends_what_waits_and_refuses_what_comes() -> None:
         await begun(record)
         second = asyncio.create_task(lane.ask(Doubling(record), 1, gone))
         await waits(lane, 1)
-        closing = asyncio.create_task(asyncio.to_thread(lane.close, 5))
-        await asyncio.sleep(0.01)
+        lane.close()
         with pytest.raises(Refused, match="stopping"):
             await lane.ask(Doubling(record), 2, gone)
         record.may.set()
         assert await asyncio.gather(first, second) == [0, 2]
-        await closing
+        await asyncio.to_thread(lane.join, time.monotonic() + 5)
 
     assert play(scene).calls == [[0], [1]]
 
@@ -202,5 +208,41 @@ def test_a_work_that_forgets_an_item_fails_and_gives_nobody_anothers_answer() ->
         record.may.set()
         with pytest.raises(RuntimeError, match="0 results came for 1"):
             await lane.ask(Forgetful(record), 1, gone)
+
+    play(scene)
+
+
+def test_what_failed_together_is_not_tried_for_those_who_have_left() -> None:
+    async def scene(lane: Lane, record: Record, gone: "asyncio.Future[Any]") -> None:
+        first = asyncio.create_task(lane.ask(Doubling(record), 0, gone))
+        await begun(record)
+        left = asyncio.get_running_loop().create_future()
+        more = [asyncio.create_task(lane.ask(Doubling(record), "poison", gone))]
+        more.append(asyncio.create_task(lane.ask(Doubling(record), 2, left)))
+        await waits(lane, 2)
+        record.begun.clear()
+        record.hold = True
+        record.may.set()
+        await first
+        await begun(record)
+        left.set_result(None)
+        with pytest.raises(ClientGone):
+            await more[1]
+        record.hold = False
+        with pytest.raises(ValueError, match="poison"):
+            await more[0]
+
+    assert play(scene).calls == [[0], ["poison", 2], ["poison"]]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_is_gone_counts_as_one_that_hangs() -> None:
+    async def scene(lane: Lane, record: Record, gone: "asyncio.Future[Any]") -> None:
+        record.may.set()
+        assert not lane.stuck
+        lane._next = None  # type: ignore[assignment, method-assign]
+        assert await lane.ask(Doubling(record), 1, gone) == 2
+        await asyncio.to_thread(lane._workers[0].join, 5)
+        assert lane.stuck
 
     play(scene)

@@ -22,6 +22,7 @@ from starlette.testclient import TestClient
 from e2rank import Document, Engine
 from e2rank.encoders import Encoding
 from e2rank.encoders.hashing import HashingEncoder
+from e2rank.errors import EncoderMismatch, IndexFormatError, MissingExtra
 from e2rank.serve import Service, app, make_app
 
 
@@ -95,9 +96,59 @@ class Asking(threading.Thread):
 @pytest.fixture
 def slow(tmp_path: Path) -> Iterator[tuple[Slow, Engine]]:
     encoder = Slow()
-    with Engine.build([Document("a", "a wing"), Document("b", "heat")], tmp_path / "i", encoder) as e:
+    with Engine.build(
+        [Document("a", "a wing"), Document("b", "heat")], tmp_path / "i", encoder
+    ) as e:
         yield encoder, e
     encoder.may.set()
+
+
+SLOW = """
+import sys, time
+from e2rank import Engine
+from e2rank.encoders.hashing import HashingEncoder
+from e2rank.serve import Service, run
+
+class Slow(HashingEncoder):
+    def encode_documents(self, texts):
+        if any("wait" in text for text in texts):
+            print("begun", file=sys.stderr, flush=True)
+            time.sleep(float(sys.argv[1]))
+        return super().encode_documents(texts)
+
+import logging
+logging.basicConfig(format="%(message)s", level=logging.INFO)
+run(Service(Engine(Slow()), seconds=float(sys.argv[2])), port=0)
+"""
+
+
+@pytest.mark.parametrize(("work", "parts", "status"), [(0.7, 1, 200), (0.4, 9, 503)])
+def test_sigterm_lets_end_what_ends_in_time_and_tells_the_others_to_come_back(
+    work: float, parts: int, status: int
+) -> None:
+    words = [sys.executable, "-c", SLOW, str(work), "1"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        address = said(process)
+        answers: list[tuple[int, Any]] = []
+        body = {"inputs": ["wait"] * 32 * parts}
+        asking = threading.Thread(target=lambda: answers.append(ask(address, "/embed", body)))
+        asking.start()
+        while "begun" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGTERM)
+        asking.join(20)
+        assert process.wait(20) == -signal.SIGTERM
+    ((found, content),) = answers
+    assert found == status
+    if status == 503:
+        assert content == {"error": "the server is stopping", "error_type": "Overloaded"}
+
+
+def test_a_body_that_does_not_come_is_not_waited_for_for_ever(engine: Engine) -> None:
+    with serving(engine, seconds=0.2) as (_, address), socket.create_connection(address) as half:
+        half.sendall(b"POST /search HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        half.settimeout(10)
+        assert b" 408 " in half.recv(100)
 
 
 def test_a_server_that_is_told_to_end_answers_what_it_has_taken_first(
@@ -110,7 +161,7 @@ def test_a_server_that_is_told_to_end_answers_what_it_has_taken_first(
         until(lambda: len(server.server_state.tasks) == 3)
         server.should_exit = True
         time.sleep(0.3)
-        with pytest.raises(OSError):
+        with pytest.raises(ConnectionRefusedError):
             ask(address, "/health")
         encoder.may.set()
         for each in asked:
@@ -257,6 +308,90 @@ def test_what_another_process_commits_is_found_soon(
         assert found.json()["hits"][0]["id"] == "b"
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (ValueError("k is 0; it must be at least 1"), 400, "k is 0"),
+        (IndexFormatError("/secret/rows.npy is damaged"), 500, "IndexFormatError on the server"),
+        (EncoderMismatch("/secret is of another"), 500, "EncoderMismatch on the server"),
+        (OSError(5, "bad disk", "/secret"), 500, "OSError on the server"),
+        (MissingExtra("bm25s", extra="bm25"), 501, "pip install 'e2rank[bm25]'"),
+    ],
+)
+def test_callers_are_told_what_they_can_mend_and_the_log_the_rest(
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    status: int,
+    told: str,
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    with TestClient(make_app(Service(engine))) as client:
+        monkeypatch.setattr(engine, "search_many", fail)
+        answer = client.post("/search", json={"query": "a"})
+    assert answer.status_code == status
+    assert told in answer.json()["error"]["message"]
+    assert "secret" not in answer.text
+    logged = [record for record in caplog.records if record.exc_info]
+    assert bool(logged) == (status == 500)
+
+
+def test_a_rerank_that_fails_is_counted_and_names_no_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Breaking(HashingEncoder):
+        def encode_prompts(self, queries: Any, documents: Any) -> Any:
+            if queries == ["wing"]:
+                raise OSError(5, "bad disk", "/secret/weights")
+            return super().encode_prompts(queries, documents)
+
+    with (
+        Engine.build([Document("a", "a wing")], tmp_path / "i", Breaking()) as engine,
+        TestClient(make_app(Service(engine))) as client,
+    ):
+        found = client.post("/search", json={"query": "wing"})
+        assert found.json()["rerank_error"]
+        assert "secret" not in found.text
+        assert "e2rank_rerank_failures_total 1.0" in client.get("/metrics").text
+    assert "/secret/weights" in caplog.text
+
+
+def test_a_server_is_ready_from_its_start_to_its_end(engine: Engine) -> None:
+    service = Service(engine)
+    with TestClient(make_app(service)) as client:
+        assert client.get("/ready").status_code == 200
+        service.stopping = True
+        assert client.get("/ready").status_code == 503
+        assert client.get("/health").status_code == 200
+    # Its workers end with it.
+    assert not any(each.is_alive() for lane in service.lanes for each in lane._workers)
+
+
+def test_what_cannot_search_does_not_start(tmp_path: Path) -> None:
+    Engine.build([Document("a", "a wing")], tmp_path / "i", "hashing").close()
+    (documents,) = (tmp_path / "i").rglob("documents.sqlite")
+    documents.write_bytes(documents.read_bytes()[:5000].ljust(documents.stat().st_size, b"x"))
+    command = [sys.executable, "-m", "e2rank", "serve", str(tmp_path / "i"), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "error: " in done.stderr
+    assert "documents.sqlite is damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_adapted_index_is_served_under_its_models_name(tmp_path: Path) -> None:
+    Engine.build([Document("a", "a wing")], tmp_path / "i", "hashing").close()
+    with Engine.open(tmp_path / "i", read_only=True) as engine:
+        # As of an adapter, an encoder is called by the folder that it was loaded from.
+        engine.encoder.name = str(tmp_path)  # type: ignore[misc]
+        service = Service(engine)
+        assert service.name == "hashing-256"
+        service.close()
+
+
 def test_a_commit_that_cannot_be_served_leaves_the_one_before_in_place_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -281,16 +416,23 @@ def started(folder: Path, *options: str, **environment: str) -> tuple[Any, tuple
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=os.environ | environment
     )
-    assert process.stderr is not None
+    return process, said(process)
+
+
+def said(process: "subprocess.Popen[str]") -> tuple[str, int]:
+    """Where a server says that it is, once it is ready."""
     lines = []
+    assert process.stderr is not None
     for line in process.stderr:
         lines.append(line)
         if " at http://" in line:
             host, port = line.split("http://")[1].strip().rsplit(":", 1)
-            address = (host, int(port))
-            until(lambda: up(address))
-            return process, address
-    raise AssertionError("".join(lines))
+            break
+    else:
+        raise AssertionError("".join(lines))
+    address = (host, int(port))
+    until(lambda: up(address))
+    return address
 
 
 def up(address: tuple[str, int]) -> bool:
@@ -321,7 +463,9 @@ def test_a_port_that_is_taken_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_command_serves_until_sigterm(tmp_path: Path) -> None:
-    Engine.build([Document("a", "a wing"), Document("b", "heat")], tmp_path / "i", "hashing").close()
+    Engine.build(
+        [Document("a", "a wing"), Document("b", "heat")], tmp_path / "i", "hashing"
+    ).close()
     process, address = started(tmp_path / "i", "--model", "ours")
     with process:
         status, found = ask(address, "/search", {"query": "heat", "k": 1})

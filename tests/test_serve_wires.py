@@ -138,7 +138,7 @@ def test_rerank_as_jina_has_it_ranks_as_the_engine_does(
     client: TestClient, engine: Engine, how: Any
 ) -> None:
     found = post(client, "/v1/rerank", query=QUERY, documents=TEXTS, rerank=how)
-    ranked = engine.rank(QUERY, TEXTS, rerank=True if how is None else how)
+    ranked = engine.rank(QUERY, TEXTS, rerank=True if how is None else how, fuse=1.0)
     assert found["results"] == [
         {
             "index": each["corpus_id"],
@@ -153,7 +153,7 @@ def test_rerank_as_jina_has_it_ranks_as_the_engine_does(
 
 def test_rerank_returns_so_many_and_without_documents_if_asked(client: TestClient) -> None:
     whole = post(client, "/v1/rerank", query=QUERY, documents=TEXTS)["results"]
-    objects = [{"text": text} for text in TEXTS]
+    objects = [{"text": text, "id": str(n)} for n, text in enumerate(TEXTS)]
     few = post(
         client, "/v1/rerank", query=QUERY, documents=objects, top_n=2, return_documents=False
     )
@@ -164,11 +164,16 @@ def test_rerank_returns_so_many_and_without_documents_if_asked(client: TestClien
 
 def test_rerank_as_cohere_has_it(client: TestClient, engine: Engine) -> None:
     found = post(client, "/v2/rerank", model="hashing-256", query=QUERY, documents=TEXTS, top_n=3)
-    ranked = engine.rank(QUERY, TEXTS, 3)
+    ranked = engine.rank(QUERY, TEXTS, 3, fuse=1.0)
     assert found["results"] == [
         {"index": each["corpus_id"], "relevance_score": each["score"]} for each in ranked
     ]
     assert found["meta"]["api_version"] == {"version": "2"}
+    # Clients send it; it may not ask for less than the model reads.
+    whole = {"query": QUERY, "documents": TEXTS, "top_n": 10**6, "max_tokens_per_doc": 10**6}
+    assert len(post(client, "/v2/rerank", **whole)["results"]) == len(TEXTS)
+    refused = client.post("/v2/rerank", json={**whole, "max_tokens_per_doc": 7})
+    assert "'max_tokens_per_doc' is 7" in refused.json()["message"]
 
 
 def test_rerank_as_text_embeddings_inference_has_it(client: TestClient, engine: Engine) -> None:
@@ -176,7 +181,7 @@ def test_rerank_as_text_embeddings_inference_has_it(client: TestClient, engine: 
     found = post(client, "/rerank", **asked, return_text=True)
     assert found == [
         {"index": each["corpus_id"], "score": each["score"], "text": TEXTS[each["corpus_id"]]}
-        for each in engine.rank(QUERY, TEXTS)
+        for each in engine.rank(QUERY, TEXTS, fuse=1.0)
     ]
     assert "text" not in post(client, "/rerank", **asked)[0]
 
@@ -209,28 +214,42 @@ def test_embed_as_text_embeddings_inference_has_it(client: TestClient, engine: E
         ("/search", {"queries": ["a", " "]}, "query 1"),
         ("/search", {"query": "a", "queries": ["b"]}, "exclude"),
         ("/search", {"query": "a", "vector": [1.0]}, "exclude"),
-        ("/search", {"vector": [1.0, "a"]}, "list of numbers"),
-        ("/search", {"vector": [1.0], "rerank": False}, "expected a vector of"),
-        ("/search", {"vector": [1e300] * 256, "rerank": False}, "infinity"),
+        ("/search", {"vector": ["a"] * 256, "rerank": False}, "list of 256 numbers"),
+        ("/search", {"vector": [1.0], "rerank": False}, "list of 256 numbers"),
+        ("/search", {"vector": [1e300] * 256, "rerank": False}, "float32 can hold"),
+        ("/search", {"vector": [10**400] * 256, "rerank": False}, "float32 can hold"),
+        ("/search", {"vector": [0] * 256, "rerank": False}, "not all 0"),
+        ("/search", {"vector": [1.0] * 256}, "a vector has none"),
         ("/search", {"query": "a", "k": 0}, "'k' is 0"),
         ("/search", {"query": "a", "k": 2.0}, "whole number"),
         ("/search", {"query": "a", "k": True}, "whole number"),
-        ("/search", {"query": "a", "k": 10**6}, "from 1 to 10,000"),
+        ("/search", {"query": "a", "k": 10**6}, "from 1 to 1,000"),
+        ("/search", {"query": "a", "depth": 1001}, "from 1 to 1,000"),
+        ("/search", {"query": "a", "fuse": 10**400}, "from 0 to 1"),
+        ("/search", {"query": "a", "gather": "+".join(["dense"] * 99)}, "200 characters"),
+        ("/search", {"query": "a", "collapse": 3}, "'collapse' is 3"),
         ("/search", {"query": "a", "topk": 3}, "'topk' is not known"),
         ("/search", {"query": "a", "rerank": 1}, "'rerank' is 1"),
         ("/search", {"query": "a", "rerank": "bert"}, "'rerank' is 'bert'"),
         ("/search", {"query": "a", "gather": "nothing"}, "gather is 'nothing'"),
-        ("/search", {"query": "a", "gather": ["dense"]}, "a string"),
+        ("/search", {"query": "a", "gather": ["dense"]}, "a string of"),
         ("/search", {"query": "a", "gather": "sparse"}, "sparse"),
         ("/search", {"query": "a", "fuse": 2}, "from 0 to 1"),
         ("/search", {"query": "a", "where": "year >"}, "filter"),
         ("/search", {"query": "a", "where": 3}, "'where' is 3"),
         ("/search", {"query": "half \ud800"}, "surrogate"),
-        ("/v1/embeddings", {"input": [[1, 2]]}, "list of texts"),
+        ("/v1/embeddings", {"input": []}, "at least one text"),
+        ("/v1/embeddings", {"input": [[1, 2]]}, "check_embedding_ctx_length=False"),
+        (
+            "/v1/embeddings",
+            {"input": "a", "input_type": "query", "task": "retrieval.passage"},
+            "both",
+        ),
+        ("/v1/embeddings", {"input": "a", "input_type": "image"}, "'input_type' is 'image'"),
         ("/v1/embeddings", {"input": [1, 2]}, "ids of tokens"),
         ("/v1/embeddings", {"input": "a", "dimensions": 8}, "'dimensions' is 8"),
         ("/v1/embeddings", {"input": "a", "encoding_format": "int8"}, "'encoding_format'"),
-        ("/v1/embeddings", {"input": "a", "task": "query"}, "'task' is not known"),
+        ("/v1/embeddings", {"input": "a", "taks": "query"}, "'taks' is not known"),
         ("/v1/embeddings", {"input": ["half \ud800"]}, "surrogate"),
         ("/v1/rerank", {"query": "a"}, "'documents' is missing"),
         ("/v1/rerank", {"query": "a", "documents": "b"}, "list of texts"),
@@ -260,7 +279,8 @@ def test_each_shape_has_errors_of_its_own(client: TestClient) -> None:
             "type": "invalid_request_error",
             "param": None,
             "code": None,
-        }
+        },
+        "detail": "'input' is missing",
     }
 
 
@@ -272,11 +292,15 @@ def test_a_body_that_is_no_json_object_is_refused(client: TestClient, body: str)
 
 
 def test_too_much_is_refused(client: TestClient) -> None:
-    answer = client.post("/v1/embeddings", content=b" " * (MOST_BYTES + 1))
-    assert answer.status_code == 413
-    assert "MiB" in answer.json()["error"]["message"]
+    for path, most in (("/v1/embeddings", MOST_BYTES), ("/search", 1 << 20)):
+        answer = client.post(path, content=b" " * (most + 1))
+        assert answer.status_code == 413
+        assert f"larger than {most >> 20} MiB" in answer.json()["error"]["message"]
     answer = client.post("/v1/embeddings", json={"input": ["a"] * (MOST_TEXTS + 1)})
     assert answer.status_code == 413
+    answer = client.post("/search", json={"queries": ["a"] * 11, "k": 1000})
+    assert answer.status_code == 413
+    assert "10,000 hits in all" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank", "/v2/rerank"])
@@ -285,7 +309,11 @@ def test_another_model_is_not_answered_for(client: TestClient, path: str) -> Non
     answer = client.post(path, json=body)
     assert answer.status_code == 404
     assert "'hashing-256' is" in answer.text
-    assert client.get("/v1/models").json()["data"][0]["id"] == "hashing-256"
+    assert [each["id"] for each in client.get("/v1/models").json()["data"]] == [
+        "hashing-256",
+        "hashing-256:query",
+        "hashing-256:document",
+    ]
 
 
 def test_the_model_may_be_served_under_another_name(engine: Engine) -> None:
@@ -314,16 +342,101 @@ def test_without_an_index_texts_are_embedded_and_ranked_only() -> None:
 
 def test_only_who_has_the_key_is_answered(engine: Engine) -> None:
     with TestClient(make_app(Service(engine), key="secret")) as client:
-        for header in ({}, {"Authorization": "Bearer other"}, {"Authorization": "secret"}):
+        wrong = ("Bearer other", "secret", "Bearer secretX", "Bearer secre", "Basic secret")
+        for header in ({}, *({"Authorization": each} for each in wrong)):
             for answer in (
                 client.post("/search", json={"query": "a"}, headers=header),
                 client.get("/v1/models", headers=header),
             ):
                 assert answer.status_code == 401
                 assert answer.headers["WWW-Authenticate"] == "Bearer"
-        header = {"Authorization": "Bearer secret"}
-        assert client.post("/search", json={"query": "a"}, headers=header).status_code == 200
+        for given in ("Bearer secret", "bearer secret"):
+            header = {"Authorization": given}
+            assert client.post("/search", json={"query": "a"}, headers=header).status_code == 200
         assert client.get("/health").status_code == client.get("/ready").status_code == 200
+
+
+@pytest.mark.parametrize("key", ["two words", "schlüssel", "line\n"])
+def test_a_key_that_no_caller_can_send_is_refused_at_once(engine: Engine, key: str) -> None:
+    service = Service(engine)
+    with pytest.raises(ValueError, match="no header can hold it"):
+        make_app(service, key=key)
+    service.close()
+
+
+@pytest.mark.parametrize(("waiting", "seconds"), [(0, 1.0), (1, 0.0), (1, 1e12), (1, float("nan"))])
+def test_a_server_that_could_not_serve_is_refused(
+    engine: Engine, waiting: int, seconds: float
+) -> None:
+    with pytest.raises(ValueError, match="requests may wait"):
+        Service(engine, waiting=waiting, seconds=seconds)
+
+
+class Sided(HashingEncoder):
+    """Queries have other vectors than documents."""
+
+    def encode_queries(self, texts: Any) -> Any:
+        return super().encode_queries([f"query {text}" for text in texts])
+
+
+def test_the_models_name_can_choose_the_side_for_clients_that_know_no_other_way() -> None:
+    encoder = Sided()
+    with TestClient(make_app(Service(Engine(encoder), name="m"))) as client:
+        for model, encode in (
+            ("m", encoder.encode_documents),
+            ("m:document", encoder.encode_documents),
+            ("m:query", encoder.encode_queries),
+        ):
+            (one,) = post(client, "/v1/embeddings", input="a wing", model=model)["data"]
+            np.testing.assert_array_equal(
+                np.array(one["embedding"], np.float32), encode(["a wing"]).vectors[0]
+            )
+        for task in ("retrieval.query", "retrieval.passage"):
+            post(client, "/v1/embeddings", input="a wing", task=task)
+        refused = client.post(
+            "/v1/embeddings", json={"input": "a", "model": "m:query", "input_type": "document"}
+        )
+        assert refused.status_code == 400
+
+
+def test_embed_as_cohere_has_it(client: TestClient, engine: Engine) -> None:
+    asked = {"model": "hashing-256", "embedding_types": ["float"], "truncate": "END"}
+    for side, encode in (
+        ("search_query", engine.encoder.encode_queries),
+        ("search_document", engine.encoder.encode_documents),
+    ):
+        found = post(client, "/v2/embed", texts=TEXTS, input_type=side, **asked)
+        made = np.array(found["embeddings"]["float"], dtype=np.float32)
+        np.testing.assert_array_equal(made, encode(TEXTS).vectors)
+        assert found["texts"] == TEXTS
+    refused = client.post("/v2/embed", json={"texts": ["a"], "embedding_types": ["int8"]})
+    assert "'embedding_types'" in refused.json()["message"]
+
+
+def test_scores_of_a_rerank_do_not_depend_on_the_rest_of_its_list(client: TestClient) -> None:
+    alone = post(client, "/v1/rerank", query=QUERY, documents=TEXTS[:1])["results"][0]
+    among = post(client, "/v1/rerank", query=QUERY, documents=TEXTS, rerank="cosine")["results"]
+    (same,) = (each for each in among if each["index"] == 0)
+    alone_too = post(client, "/v1/rerank", query=QUERY, documents=TEXTS[:1], rerank="cosine")
+    assert same["relevance_score"] == alone_too["results"][0]["relevance_score"]
+    assert -1 <= alone["relevance_score"] <= 1
+
+
+def test_a_long_list_is_read_in_parts_between_which_others_have_a_turn(engine: Engine) -> None:
+    texts = [f"text {n} of a wing" for n in range(70)]
+    service = Service(engine)
+    with TestClient(make_app(service)) as client:
+        found = post(client, "/v1/rerank", query=QUERY, documents=texts)["results"]
+        assert [each["index"] for each in found] == [
+            each["corpus_id"] for each in engine.rank(QUERY, texts, fuse=1.0)
+        ]
+        counts = client.get("/metrics").text
+        # Three parts, and the ranking of what was read.
+        assert 'e2rank_batch_size_count{worker="texts"} 4.0' in counts
+        post(client, "/embed", inputs=texts)
+        assert 'e2rank_batch_size_count{worker="texts"} 7.0' in client.get("/metrics").text
+        post(client, "/search", queries=texts, k=1)
+        assert 'e2rank_batch_size_count{worker="search"} 3.0' in client.get("/metrics").text
 
 
 def test_what_is_asked_and_read_is_counted(engine: Engine) -> None:

@@ -36,16 +36,21 @@ def serve(
         int, typer.Option(help="How many requests may wait for a worker.", min=1)
     ] = 128,
     timeout: Annotated[
-        float, typer.Option(help="Seconds that a search, or a part of other work, may take.")
+        float,
+        typer.Option(
+            help="Seconds that a search or 32 texts of other work may take, and that the end waits "
+            "for what was taken before."
+        ),
     ] = 30.0,
 ) -> None:
     """Serve an index over HTTP: searches, embeddings, reranks.
 
-    Callers have to send the key of E2RANK_API_KEY, where that is set.
+    Callers have to send the key of E2RANK_API_KEY, where that is set. What is added to the index
+    meanwhile is searched soon; an adapter that it is given is used after a restart.
     """
     from e2rank.serve import Service, run
 
-    key = os.environ.get(KEY, "")
+    key = os.environ.get(KEY, "").strip()
     if folder is None:
         engine = Engine(encoder or "minilm")
     else:

@@ -23,6 +23,7 @@ __all__ = [
     "difference",
     "encode_documents",
     "encode_sparse_queries",
+    "report_cut",
     "sparse_fingerprint",
     "token_fingerprint",
     "total",
@@ -101,8 +102,7 @@ class CutTexts:
 
     def __init__(self, encoder: "Encoder") -> None:
         """Count what is longer than the encoder reads, or one of several models that it is of."""
-        of_one = (encoder.contract.document_tokens,)
-        self._budgets: Sequence[int] = getattr(encoder, "document_budgets", of_one)
+        self._encoder = encoder
         self._texts = self.cut = 0
 
     def counted(self, encoding: Encoding) -> Encoding:
@@ -113,19 +113,24 @@ class CutTexts:
 
     def report(self) -> None:
         """Log how many were cut, if any were."""
-        if not self.cut:
-            return
-        # What the vectors lack, BM25 still finds, and perhaps another model's vectors.
-        what = "the encoder reads ({} tokens): what is beyond is not in its vectors"
-        if len(self._budgets) > 1:
-            what = (
-                "one of the encoder's models reads ({} tokens): what is beyond is not in that "
-                "model's vectors"
-            )
-        _log.warning(
-            "%d of the %d documents read are longer than %s",
-            *(self.cut, self._texts, what.format(", ".join(map(str, self._budgets)))),
+        report_cut(self._encoder, self.cut, self._texts)
+
+
+def report_cut(encoder: "Encoder", cut: int, texts: int) -> None:
+    """Log how many of so many texts were longer than the encoder reads, if any were."""
+    if not cut:
+        return
+    of_one = (encoder.contract.document_tokens,)
+    budgets: Sequence[int] = getattr(encoder, "document_budgets", of_one)
+    # What the vectors lack, BM25 still finds, and perhaps another model's vectors.
+    what = "the encoder reads ({} tokens): what is beyond is not in its vectors"
+    if len(budgets) > 1:
+        what = (
+            "one of the encoder's models reads ({} tokens): what is beyond is not in that "
+            "model's vectors"
         )
+    what = what.format(", ".join(map(str, budgets)))
+    _log.warning("%d of the %d documents read are longer than %s", cut, texts, what)
 
 
 @runtime_checkable

@@ -25,7 +25,9 @@ class Blending(Protocol):
 
 
 class TokenReranker:
-    """MaxSim of the query's token vectors with each candidate's, plus their cosine.
+    """The mean of two similarities: MaxSim of token vectors and cosine, as trained to be weighed.
+
+    A score is at most 1, and may be compared with those of other queries.
 
     The encoder made the query's token vectors while it encoded the query, and the index holds
     those of the documents, so a rerank reads no text and calls no model. Candidates whose token
@@ -48,7 +50,9 @@ class TokenReranker:
             )
         self.encoder = encoder
         self.fusion_weight = encoder.contract.weight_of("tokens")
-        self._maxsim, self._cosine = cast(Blending, encoder).blend()
+        maxsim, cosine = cast(Blending, encoder).blend()
+        whole = abs(maxsim) + abs(cosine)
+        self._maxsim, self._cosine = maxsim / whole, cosine / whole
 
     def score(self, queries: Sequence[str], pools: Sequence[Candidates]) -> list[Scored]:
         """One answer a query; those that the encoder has not read yet it reads together."""

@@ -18,6 +18,9 @@ except ModuleNotFoundError as error:
 
 _log = logging.getLogger("e2rank.serve")
 
+_MOST_CONNECTIONS = 1024
+"""One more is told 503 at once."""
+
 __all__ = ["Service", "make_app", "run"]
 
 
@@ -37,14 +40,20 @@ def run(service: Service, *, host: str = "127.0.0.1", port: int = 8080, key: str
         key: what callers send as `Authorization: Bearer KEY`; anyone may call if it is "".
     Raises:
         OSError: if the address is taken.
+        ValueError: for a key that no header can hold.
     """
+    app = make_app(service, key=key)
+    # Before anybody can call: what cannot search does not start.
+    service.warm()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listening:
         _log.info("%s at %s", service.name, address(listening))
         config = uvicorn.Config(
-            make_app(service, key=key),
+            app,
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=int(service.seconds) + 1,
+            limit_concurrency=_MOST_CONNECTIONS,
+            backlog=128,
         )
         uvicorn.Server(config).run(sockets=[listening])

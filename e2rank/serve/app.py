@@ -16,11 +16,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from e2rank.errors import IndexFormatError, MissingExtra
+from e2rank.errors import MissingExtra
 from e2rank.serve import wires
 from e2rank.serve.fields import MOST_BYTES, Fields
+from e2rank.serve.lane import RETRY_AFTER
 from e2rank.serve.refused import ClientGone, Refused
 from e2rank.serve.service import Caller, Service
+from e2rank.serve.work import SIDES
 
 _log = logging.getLogger("e2rank")
 
@@ -35,7 +37,9 @@ Shape = Callable[[int, str], dict[str, Any]]
 
 def _openai(status: int, message: str) -> dict[str, Any]:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+    error = {"message": message, "type": kind, "param": None, "code": None}
+    # Where Jina's clients look for it.
+    return {"error": error, "detail": message}
 
 
 def _cohere(status: int, message: str) -> dict[str, Any]:
@@ -49,20 +53,24 @@ def _tei(status: int, message: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Post:
-    """One address: what answers there, and what its errors look like."""
+    """One address: what answers there, what its errors look like, and how much is read."""
 
     path: str
     answer: Answer
     error: Shape
+    most: int = MOST_BYTES
 
 
 _POSTS = (
-    _Post("/search", wires.search, _openai),
+    # Reading JSON holds up everybody, and a search is short.
+    _Post("/search", wires.search, _openai, 1 << 20),
     _Post("/v1/embeddings", wires.openai_embeddings, _openai),
     _Post("/v1/rerank", wires.jina_rerank, _openai),
+    _Post("/v2/embed", wires.cohere_embed, _cohere),
     _Post("/v2/rerank", wires.cohere_rerank, _cohere),
     _Post("/rerank", wires.rerank, _tei),
     _Post("/embed", wires.tei_embed, _tei),
+    _Post("/", wires.tei_embed, _tei),
 )
 
 
@@ -73,7 +81,10 @@ def make_app(service: Service, *, key: str = "") -> Starlette:
         service: what it serves; it is closed when the application ends.
         key: what callers send as `Authorization: Bearer KEY`; anyone may call if it is "".
             `/health`, `/ready` and `/metrics` are open in any case.
+    Raises:
+        ValueError: for a key that no header can hold.
     """
+    _check_key(key)
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -89,8 +100,11 @@ def make_app(service: Service, *, key: str = "") -> Starlette:
     async def models(request: Request) -> Response:
         if not _allowed(request, key):
             return _refusal(_no_key(), _openai)
-        model = {"id": service.name, "object": "model", "created": 0, "owned_by": "e2rank"}
-        return JSONResponse({"object": "list", "data": [model]})
+        names = [service.name, *(f"{service.name}:{side}" for side in SIDES)]
+        known = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "e2rank"} for name in names
+        ]
+        return JSONResponse({"object": "list", "data": known})
 
     @contextlib.asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:
@@ -113,11 +127,17 @@ def _endpoint(post: _Post, service: Service, key: str) -> Callable[[Request], Aw
     async def answer(request: Request) -> Response:
         start = time.perf_counter()
         try:
-            response: Response = JSONResponse(await _answered(request, post, service, key))
+            found = await _answered(request, post, service, key)
+            # Beside the loop, as writing many numbers takes long.
+            response: Response = await asyncio.to_thread(JSONResponse, found)
         except Refused as refused:
             response = _refusal(refused, post.error)
         except (ClientGone, ClientDisconnect):
             response = Response(status_code=_GONE)
+        except asyncio.CancelledError:
+            # The server ends, and this took longer than that may.
+            retry = {"Retry-After": str(RETRY_AFTER)}
+            response = _refusal(Refused(503, "the server is stopping", retry), post.error)
         service.telemetry.answered(post.path, response.status_code, time.perf_counter() - start)
         return response
 
@@ -133,7 +153,7 @@ async def _answered(request: Request, post: _Post, service: Service, key: str) -
     """
     if not _allowed(request, key):
         raise _no_key()
-    fields = Fields(await _read(request))
+    fields = await asyncio.to_thread(Fields, await _read(request, post.most, service.seconds))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         return await post.answer(fields, Caller(service, gone))
@@ -149,21 +169,27 @@ def _fault(error: Exception, path: str) -> Refused:
     """What a caller is told of an error: all, if the request is at fault, else nothing."""
     if isinstance(error, MissingExtra):
         return Refused(501, f"this server lacks what that takes: {error}")
-    if isinstance(error, ValueError) and not isinstance(error, IndexFormatError):
+    # Its kinds are the server's fault: a damaged index, an adapter of another model.
+    if type(error) is ValueError:
+        _log.info("%s refused: %s", path, error)
         return Refused(400, str(error))
     _log.error("%s failed", path, exc_info=error)
     return Refused(500, f"{type(error).__name__} on the server, whose log says more")
 
 
-async def _read(request: Request) -> bytes:
-    """The body, as long as it is not too large."""
+async def _read(request: Request, most: int, seconds: float) -> bytes:
+    """The body, as long as it is not too large, and comes in time."""
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BYTES:
-            raise Refused(
-                413, f"the body is larger than {MOST_BYTES >> 20} MiB; send it in several requests"
-            )
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                body += part
+                if len(body) > most:
+                    raise Refused(
+                        413, f"the body is larger than {most >> 20} MiB; send several requests"
+                    )
+    except TimeoutError:
+        raise Refused(408, f"the body did not come within {seconds:g} s") from None
     return bytes(body)
 
 
@@ -173,8 +199,14 @@ async def _disconnected(request: Request) -> None:
 
 
 def _allowed(request: Request, key: str) -> bool:
-    given = request.headers.get("authorization", "")
-    return not key or hmac.compare_digest(given.encode(), f"Bearer {key}".encode())
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    right = hmac.compare_digest(given.strip().encode(), key.encode())
+    return not key or (scheme.lower() == "bearer" and right)
+
+
+def _check_key(key: str) -> None:
+    if not all("!" <= letter <= "~" for letter in key):
+        raise ValueError("the key has a blank or a letter that is not ASCII: no header can hold it")
 
 
 def _no_key() -> Refused:

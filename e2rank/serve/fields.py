@@ -1,7 +1,6 @@
 """The fields of a request, each read once and checked; what nobody reads is refused."""
 
 import json
-import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +10,16 @@ import numpy as np
 from e2rank.checks import check_texts
 from e2rank.serve.refused import Refused
 
-MOST_BYTES = 32 << 20
-"""The largest body that is read."""
+MOST_BYTES = 8 << 20
+"""The largest body that is read, of texts; reading it takes the server for itself meanwhile."""
 
 MOST_TEXTS = 2048
 """The most texts of one request, as OpenAI's endpoint of embeddings takes them."""
+
+_LONGEST = 200
+"""Characters of a name."""
+
+_MOST = float(np.finfo(np.float32).max)
 
 _ABSENT = object()
 
@@ -78,14 +82,16 @@ class Fields:
             value = [_text_of(each) for each in value]
         return _texts(name, value)
 
-    def vector(self, name: str) -> np.ndarray:
-        """A list of numbers as float32."""
+    def vector(self, name: str, dim: int) -> np.ndarray:
+        """A list of so many numbers as float32, one at least not 0."""
         value = self._take(name)
-        if not isinstance(value, list) or not value or not all(map(_is_number, value)):
-            raise _wrong(name, value, "a list of numbers")
-        # What is beyond float32 becomes an infinity, which the engine refuses.
-        with np.errstate(over="ignore"):
-            return np.array(value, dtype=np.float32)
+        wanted = f"a list of {dim} numbers that float32 can hold, not all 0"
+        if not isinstance(value, list) or len(value) != dim or not all(map(_is_number, value)):
+            raise _wrong(name, value, wanted)
+        vector = np.array(value, dtype=np.float32)
+        if not vector.any():
+            raise _wrong(name, value, wanted)
+        return vector
 
     def whole(self, name: str, default: Any, *, least: int, most: int) -> Any:
         """A whole number within bounds."""
@@ -115,11 +121,18 @@ class Fields:
             raise _wrong(name, value, "one of " + ", ".join(map(json.dumps, choices)))
         return value
 
-    def string(self, name: str, default: Any) -> Any:
-        """A string; what it means is checked elsewhere."""
+    def name(self, name: str) -> str | None:
+        """A short string; what it means is checked elsewhere."""
+        value = self._take(name, None)
+        if value is not None and (not isinstance(value, str) or len(value) > _LONGEST):
+            raise _wrong(name, value, f"a string of at most {_LONGEST} characters")
+        return value
+
+    def strings(self, name: str, default: list[str]) -> list[str]:
+        """A list of strings."""
         value = self._take(name, default)
-        if value is not default and not isinstance(value, str):
-            raise _wrong(name, value, "a string")
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise _wrong(name, value, "a list of strings")
         return value
 
     def filter(self, name: str) -> Mapping[str, Any] | str | None:
@@ -131,13 +144,19 @@ class Fields:
 
 
 def _text_of(value: Any) -> Any:
-    """The text of a document as some clients send it, {"text": ...}."""
-    return value["text"] if isinstance(value, dict) and set(value) == {"text"} else value
+    """The text of a document as some clients send it, {"text": ...}, perhaps with its id."""
+    known = isinstance(value, dict) and "text" in value and set(value) <= {"text", "id", "_id"}
+    return value["text"] if known else value
 
 
 def _texts(name: str, value: Any) -> list[str]:
-    if isinstance(value, list) and value and all(isinstance(each, int) for each in value):
-        raise _wrong(name, value, "texts: ids of tokens are of one model's own vocabulary")
+    if isinstance(value, list) and value and isinstance(value[0], int | list):
+        raise _wrong(
+            name,
+            value,
+            "texts: ids of tokens are of one model's vocabulary (LangChain's OpenAIEmbeddings send "
+            "texts with check_embedding_ctx_length=False)",
+        )
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise _wrong(name, value, "a list of texts")
     if len(value) > MOST_TEXTS:
@@ -159,7 +178,8 @@ def _equal(value: Any, choice: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, as a whole number may be too large for a float.
+    return type(value) in (int, float) and abs(value) <= _MOST
 
 
 def _no_number(constant: str) -> Any:

@@ -37,6 +37,7 @@ class _Asked:
     item: Any
     size: int
     answer: "Future[Any]" = field(default_factory=Future)
+    left: bool = False
 
 
 class Lane:
@@ -84,8 +85,9 @@ class Lane:
 
     @property
     def stuck(self) -> bool:
-        """Whether every worker has been at one batch for longer than anybody waits."""
-        return time.monotonic() - max(self._since) > self._seconds
+        """Whether every worker has been at one call for longer than anybody waits, or is gone."""
+        slow = time.monotonic() - max(self._since) > self._seconds
+        return slow or not (self._closed or any(each.is_alive() for each in self._workers))
 
     async def ask(self, work: Work, item: Any, gone: "asyncio.Future[Any]", size: int = 1) -> Any:
         """What the work gives for one item.
@@ -122,6 +124,7 @@ class Lane:
                 return answer.result()
         finally:
             if not answer.done():
+                asked.left = True
                 answer.cancel()
                 self._forget(asked)
         if gone.done():
@@ -132,14 +135,16 @@ class Lane:
             {"Retry-After": str(RETRY_AFTER)},
         )
 
-    def close(self, seconds: float) -> None:
-        """Refuse what comes now, and wait until what waited is done, but no longer than that."""
+    def close(self) -> None:
+        """Refuse what comes now; the workers end when what waits is done."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        end = time.monotonic() + seconds
+
+    def join(self, until: float) -> None:
+        """Wait for the workers of a closed lane, but no longer than `time.monotonic()` says."""
         for each in self._workers:
-            each.join(max(0.0, end - time.monotonic()))
+            each.join(max(0.0, until - time.monotonic()))
 
     def _forget(self, asked: _Asked) -> None:
         with self._changed:
@@ -150,10 +155,8 @@ class Lane:
         while (batch := self._next()) is not None:
             wanted = [each for each in batch if each.answer.set_running_or_notify_cancel()]
             if wanted:
-                self._took(self.name, sum(each.size for each in wanted))
-                self._since[worker] = time.monotonic()
-                _answer(wanted)
-                self._since[worker] = float("inf")
+                self._answer(wanted, worker)
+            self._since[worker] = float("inf")
 
     def _next(self) -> list[_Asked] | None:
         """The item that waited longest, with those that wait for equal work; None at the end."""
@@ -171,25 +174,34 @@ class Lane:
                     room -= each.size
             return batch
 
-
-def _answer(batch: Sequence[_Asked]) -> None:
-    """Do the work, for each alone where it fails for all together."""
-    try:
-        found = batch[0].work([each.item for each in batch])
-        if len(found) != len(batch):
-            raise RuntimeError(f"{len(found)} results came for {len(batch)} requests")
-    except BaseException as error:  # whatever it is, the worker goes on
-        if len(batch) > 1:
+    def _answer(self, batch: Sequence[_Asked], worker: int) -> None:
+        """Do the work, for each alone where it fails for all together."""
+        self._since[worker] = time.monotonic()
+        try:
+            self._took(self.name, sum(each.size for each in batch))
+            found = batch[0].work([each.item for each in batch])
+            if len(found) != len(batch):
+                raise RuntimeError(f"{len(found)} results came for {len(batch)} requests")
+        except BaseException as error:  # whatever it is, the worker goes on
+            if len(batch) == 1:
+                batch[0].answer.set_exception(_passed_on(error))
+                return
             _log.warning("%d requests failed together (%s); trying each alone", len(batch), error)
             for each in batch:
-                _answer([each])
+                self._alone(each, worker)
+            return
+        for each, result in zip(batch, found, strict=True):
+            each.answer.set_result(result)
+
+    def _alone(self, asked: _Asked, worker: int) -> None:
+        if asked.left:
+            asked.answer.set_exception(ClientGone())
         else:
-            batch[0].answer.set_exception(_passed_on(error))
-        return
-    for each, result in zip(batch, found, strict=True):
-        each.answer.set_result(result)
+            self._answer([asked], worker)
 
 
 def _passed_on(error: BaseException) -> Exception:
-    """What a caller's task can be given: SystemExit would end the server."""
-    return error if isinstance(error, Exception) else RuntimeError(repr(error))
+    """What a caller's task can be given: not what ends a server, or cannot be in a future."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(repr(error))

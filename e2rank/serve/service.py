@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import reprlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +11,27 @@ from typing import Any
 
 import numpy as np
 
-from e2rank.encoders import Encoder
 from e2rank.engine import Engine
 from e2rank.hits import Hits
 from e2rank.search import Ordered
 from e2rank.serve.lane import Lane
 from e2rank.serve.refused import Refused
 from e2rank.serve.telemetry import Telemetry
-from e2rank.serve.work import Embedded, EmbedWork, RankWork, SearchWork, Side
+from e2rank.serve.work import (
+    SIDES,
+    Embedded,
+    EmbedWork,
+    Ranking,
+    RankWork,
+    ReadWork,
+    SearchWork,
+    Side,
+    joined,
+)
 
 _log = logging.getLogger("e2rank")
+
+_DAY = 86_400
 
 TOGETHER = 32
 """Texts or queries of one request that are worked on at a time: in between others have a turn."""
@@ -43,18 +56,20 @@ class Service:
         Raises:
             ValueError: for a number out of range.
         """
-        if waiting < 1 or not seconds > 0:
+        if waiting < 1 or not 0 < seconds <= _DAY:
             raise ValueError(
-                f"{waiting} requests may wait, each for {seconds:g} s; both must be more than 0"
+                f"{waiting} requests may wait, each for {seconds:g} s; expected at least one, and "
+                "more than 0 s up to a day"
             )
         self.engine, self.seconds = engine, seconds
-        self.name = name or _name(engine.encoder)
+        self.name = name or _name(engine)
         self.telemetry = Telemetry()
         took = self.telemetry.took
         self.searches = Lane("search", waiting=waiting, seconds=seconds, took=took)
         self.texts = Lane("texts", waiting=waiting, seconds=seconds, took=took)
         self.telemetry.watch(self.lanes, engine)
         self.stopping = False
+        self._warm = False
         self._complaint = ""
 
     @property
@@ -67,17 +82,30 @@ class Service:
         return not self.stopping and not any(lane.stuck for lane in self.lanes)
 
     def warm(self) -> None:
-        """Load what is loaded at first use, so that no caller waits for it."""
+        """Load what is loaded at first use, so that no caller waits for it.
+
+        Raises:
+            Exception: whatever keeps the engine from searching or ranking.
+        """
+        if self._warm:
+            return
+        # First, as a search would go on without its rerank.
+        self.engine.rank("warm", ["warm"])
         if self.engine.indexed:
             self.engine.search("warm")
-        self.engine.rank("warm", ["warm"])
+        self._warm = True
 
     def refresh(self) -> None:
         """Take up what others committed to the index; what fails is logged, and the old serves."""
         if not self.engine.indexed:
             return
         try:
+            before = self.engine.store.manifest.adapter
             self.engine.refresh()
+            if (adapter := self.engine.store.manifest.adapter) != before:
+                _log.warning(
+                    "the index has %s now: queries are read by it after a restart", adapter
+                )
             self._complaint = ""
         except Exception as error:  # the commit that is open goes on answering
             self.telemetry.stale.inc()
@@ -86,10 +114,13 @@ class Service:
                 _log.error("the newest commit cannot be served, the one before is: %s", error)
 
     def close(self) -> None:
-        """Stop the workers when they have done what waits."""
+        """Stop the workers when they have done what waits, or the time for that is over."""
         self.stopping = True
         for lane in self.lanes:
-            lane.close(self.seconds)
+            lane.close()
+        end = time.monotonic() + self.seconds
+        for lane in self.lanes:
+            lane.join(end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +135,19 @@ class Caller:
     service: Service
     gone: "asyncio.Future[Any]"
 
-    def check_model(self, asked: str | None) -> None:
-        """Refuse a model by another name than the one that answers."""
-        if asked not in (None, self.service.name):
-            raise Refused(404, f"no model {asked!r} is served here; {self.service.name!r} is")
+    def side_of(self, model: str | None) -> Side | None:
+        """Which side of a search the model's name asks for, if it does.
+
+        Raises:
+            Refused: for another model than the one that answers.
+        """
+        names: dict[str | None, Side | None] = {None: None, self.service.name: None}
+        names |= {f"{self.service.name}:{side}": side for side in SIDES}
+        if model not in names:
+            raise Refused(
+                404, f"no model {reprlib.repr(model)} is served here; {self.service.name!r} is"
+            )
+        return names[model]
 
     async def search(
         self, queries: Sequence[str | np.ndarray], options: Mapping[str, Any]
@@ -115,13 +155,16 @@ class Caller:
         """Hits of each query."""
         if not self.service.engine.indexed:
             raise Refused(404, "no index is served here: start with one, e2rank serve FOLDER")
-        work = SearchWork.of(self.service.engine, options)
+        vectors = any(isinstance(query, np.ndarray) for query in queries)
+        work = SearchWork.of(self.service.engine, options, vectors=vectors)
         found: list[Hits] = []
         for part in _parts(queries):
             found += await self.service.searches.ask(work, part, self.gone, len(part))
         self.service.telemetry.cost(
             sum(each.tokens for each in found), sum(each.truncated for each in found)
         )
+        failed = sum(bool(each.rerank_error) for each in found)
+        self.service.telemetry.unranked.inc(failed)
         return found
 
     async def embed(self, texts: Sequence[str], side: Side) -> Embedded:
@@ -135,17 +178,23 @@ class Caller:
         return made
 
     async def rank(self, query: str, documents: Sequence[str], rerank: bool | str) -> Ordered:
-        """Documents ranked for a query."""
-        work = RankWork(self.service.engine, rerank)
-        found: Ordered = await self.service.texts.ask(work, (query, documents), self.gone)
-        self.service.telemetry.cost(found.tokens, found.cut.cut)
+        """Documents ranked for a query; they are read first, some at a time."""
+        engine, lane = self.service.engine, self.service.texts
+        parts = [
+            await lane.ask(ReadWork(engine), part, self.gone, len(part))
+            for part in _parts(documents) or [[]]
+        ]
+        item = Ranking(query, documents, joined(parts))
+        found: Ordered = await lane.ask(RankWork(engine, rerank), item, self.gone)
+        self.service.telemetry.cost(found.tokens, found.cut)
         return found
 
 
-def _name(encoder: Encoder) -> str:
-    """What callers call the model; where a bundle or a folder lies is nothing to them."""
-    bundle = getattr(encoder, "bundle", None)
-    path = Path(getattr(bundle, "name", encoder.name))
+def _name(engine: Engine) -> str:
+    """What callers call the model; where it lies, and if it is adapted, is nothing to them."""
+    bundle = getattr(engine.encoder, "bundle", None)
+    made = engine.store.manifest.encoder.name if engine.indexed else engine.encoder.name
+    path = Path(bundle.name if bundle else made)
     return path.name if path.is_dir() else str(path)
 
 

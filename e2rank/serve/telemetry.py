@@ -45,6 +45,11 @@ class Telemetry:
         self._truncated = Counter(
             "e2rank_truncated", "Texts that lost tokens to a model's budget.", registry=self._all
         )
+        self.unranked = Counter(
+            "e2rank_rerank_failures",
+            "Searches whose order is that of before the rerank.",
+            registry=self._all,
+        )
         self.stale = Counter(
             "e2rank_refresh_failures", "Commits that could not be taken up.", registry=self._all
         )

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -11,10 +12,12 @@ from e2rank.encoders import Encoding, Want, encode_documents
 from e2rank.engine import Engine
 from e2rank.hits import Hits
 from e2rank.rerank.choose import choose
-from e2rank.search import Ordered, order_texts
+from e2rank.search import Ordered, order_texts, read_texts
 
 Side = Literal["query", "document"]
 """Which of the contract's two wordings a text is embedded with."""
+
+SIDES: tuple[Side, ...] = get_args(Side)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +50,23 @@ class SearchWork:
     Args:
         engine: what is searched, as of its newest commit.
         options: keywords of `Engine.search_many` as JSON, so that equal ones compare equal.
+        vectors: whether the items are vectors, which fewer stages can do with.
     """
 
     engine: Engine
     options: str
+    vectors: bool
     most: int = 32
 
     @classmethod
-    def of(cls, engine: Engine, options: Mapping[str, Any]) -> "SearchWork":
-        """With options that are JSON."""
-        return cls(engine, json.dumps(options, sort_keys=True))
+    def of(cls, engine: Engine, options: Mapping[str, Any], *, vectors: bool) -> "SearchWork":
+        """With options that are JSON, for texts or for vectors."""
+        return cls(engine, json.dumps(options, sort_keys=True), vectors)
 
     def __call__(self, items: Sequence[Sequence[str | np.ndarray]]) -> list[list[Hits]]:
         queries = [query for item in items for query in item]
-        found = iter(self.engine.search_many(queries, **json.loads(self.options)))
-        return [[next(found) for _ in item] for item in items]
+        found = self.engine.search_many(queries, **json.loads(self.options))
+        return [found[start:stop] for start, stop in _spans(items)]
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,16 @@ class EmbedWork:
 
     def __call__(self, items: Sequence[Sequence[str]]) -> list[Embedded]:
         texts = [text for item in items for text in item]
-        return _split(self._encode(texts), [len(item) for item in items])
+        read = self._encode(texts)
+        costs, cut = read.costs(), set(read.truncated)
+        return [
+            Embedded(
+                vectors=read.vectors[start:stop],
+                tokens=sum(tokens for _, tokens, _ in costs[start:stop]),
+                truncated=tuple(place - start for place in range(start, stop) if place in cut),
+            )
+            for start, stop in _spans(items)
+        ]
 
     def _encode(self, texts: Sequence[str]) -> Encoding:
         encoder = self.engine.encoder
@@ -85,31 +99,59 @@ class EmbedWork:
 
 
 @dataclass(frozen=True)
+class ReadWork:
+    """Plain texts read for `RankWork`; an item is a list of them, and its size their number."""
+
+    engine: Engine
+    # An encoding is not taken apart, so each list is one call.
+    most: int = 1
+
+    def __call__(self, items: Sequence[Sequence[str]]) -> list[Encoding]:
+        return [read_texts(self.engine.encoder, item) for item in items]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """A query, and plain texts that were read for it."""
+
+    query: str
+    documents: Sequence[str]
+    read: Encoding
+
+
+@dataclass(frozen=True)
 class RankWork:
-    """Plain texts ranked for a query, as `Engine.rank` does; an item is (query, documents)."""
+    """Plain texts ranked for a query, as `Engine.rank(fuse=1.0)` does; an item is a `Ranking`."""
 
     engine: Engine
     rerank: bool | str
-    # One list is already a batch of texts.
     most: int = 1
 
-    def __call__(self, items: Sequence[tuple[str, Sequence[str]]]) -> list[Ordered]:
+    def __call__(self, items: Sequence[Ranking]) -> list[Ordered]:
         encoder = self.engine.encoder
         reranker = choose(self.rerank, encoder)  # type: ignore[arg-type]
-        return [order_texts(encoder, reranker, query, texts) for query, texts in items]
+        return [
+            order_texts(encoder, reranker, each.query, each.documents, 1.0, each.read)
+            for each in items
+        ]
 
 
-def _split(encoded: Encoding, sizes: Sequence[int]) -> list[Embedded]:
-    """What was encoded together, a part for each number of texts."""
-    costs, cut, parts, start = encoded.costs(), set(encoded.truncated), [], 0
-    for size in sizes:
-        places = range(start, start + size)
-        parts.append(
-            Embedded(
-                vectors=encoded.vectors[start : start + size],
-                tokens=sum(costs[place][1] for place in places),
-                truncated=tuple(place - start for place in places if place in cut),
-            )
-        )
-        start += size
-    return parts
+def joined(parts: Sequence[Encoding]) -> Encoding:
+    """What was read in parts as if it had been read at once; at least one part."""
+    starts = np.cumsum([0, *(len(part.vectors) for part in parts)])
+    return Encoding(
+        vectors=np.concatenate([part.vectors for part in parts]),
+        tokens=sum(part.tokens for part in parts),
+        truncated=tuple(
+            int(start) + place
+            for start, part in zip(starts, parts, strict=False)
+            for place in part.truncated
+        ),
+        token_vectors=tuple(each for part in parts for each in part.token_vectors),
+    )
+
+
+def _spans(items: Sequence[Sequence[Any]]) -> list[tuple[int, int]]:
+    """Where each list begins and ends in all of them, one after another."""
+    ends = np.cumsum([0, *map(len, items)]).tolist()
+    return list(pairwise(ends))
