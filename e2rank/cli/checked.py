@@ -50,21 +50,31 @@ def check_ids(pattern: str | None, queries: Iterable[str], documents: Iterable[D
         raise ValueError(f"--run-out {pattern}: {error}") from None
 
 
-def check_indexed(engine: Engine, collection: Collection) -> None:
+def check_indexed(engine: Engine, collection: Collection, collapse: str | None = None) -> None:
     """Refuse an index that lacks most of what the collection judges, or has other texts for it.
 
+    Args:
+        engine: that is to be measured.
+        collection: that judges.
+        collapse: the metadata field with what is judged, whose documents have other texts; None
+            for documents that are judged themselves.
     Raises:
         ValueError: saying how much it lacks, or what differs.
         CorpusError: if the corpus is broken.
     """
     judged = {document for grades in collection.qrels.values() for document in grades}
-    absent = len(judged) - len(engine.store.rows_of(list(judged)))
+    if collapse is None:
+        found = set(engine.store.rows_of(list(judged)))
+    else:
+        found = {str(each.metadata.get(collapse, each.id)) for each in engine.store}
+    absent = len(judged - found)
     if 2 * absent > len(judged):
         raise ValueError(
             f"the index lacks {absent} of the {len(judged)} judged documents: it is of another "
             f"collection than {collection.name}"
         )
-    _check_texts(engine, collection, judged)
+    if collapse is None:
+        _check_texts(engine, collection, judged)
 
 
 def check_listed(engine: Engine, collection: Collection, lists: Run) -> None:

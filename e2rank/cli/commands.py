@@ -18,6 +18,7 @@ from e2rank.engine import Engine
 from e2rank.index import Store
 from e2rank.index.tokens import kinds_of
 from e2rank.index.verify import check
+from e2rank.passages import split_documents
 from e2rank.where import where_from_text
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ def index(
     encoder: Encoder = "minilm",
     dtype: options.Dtype = None,
     vectors: options.Vectors = None,
+    passages: options.Passages = None,
     recipe: Annotated[
         Path | None, typer.Option(help="A TOML file with the fields of IndexConfig.")
     ] = None,
@@ -53,12 +55,15 @@ def index(
 ) -> None:
     """Build an index over a corpus."""
     config = load_recipe(IndexConfig, recipe) if recipe else IndexConfig()
+    loaded, documents = load_encoder(encoder, dtype=dtype), read_corpus(corpus, vectors)
+    if passages is not None:
+        documents = split_documents(documents, loaded, tokens=passages, overlap=passages // 4)
     try:
         with progress("documents", None) as done:
             engine = Engine.build(
-                read_corpus(corpus, vectors),
+                documents,
                 out,
-                load_encoder(encoder, dtype=dtype),
+                loaded,
                 config,
                 resume=resume,
                 overwrite=overwrite,
@@ -90,6 +95,7 @@ def search(
         str | None,
         typer.Option(help="What a hit's metadata must be, such as: year >= 2020 and lang = 'en'."),
     ] = None,
+    collapse: options.Collapse = None,
     encoder: Moved = None,
     cross_encoder: options.CrossEncoder = None,
     json: options.Json = False,
@@ -110,6 +116,7 @@ def search(
             prompt=kind,
             shown=shown,
             where=asked,
+            collapse=collapse,
         )
     if json:
         print_json(hits.to_dict())

@@ -51,6 +51,7 @@ def evaluate(
     shown: options.Shown = 20,
     prompt: options.Prompt = None,
     fuse: options.Fuse = None,
+    collapse: options.Collapse = None,
     measure: options.Measures = None,
     limit: options.Limit = None,
     encoder: Moved = None,
@@ -74,13 +75,15 @@ def evaluate(
     collection = _judged(beir, split, qrels).first(limit)
     with Engine.open(folder, encoder, dtype=dtype) as engine:
         names = rerank or alone or [Ranker.NONE, own_ranker(engine, prompt)]
-        check_indexed(engine, collection)
+        check_indexed(engine, collection, collapse)
         check_ids(run_out, collection.queries, engine.store)
         rankers = by_stages(
             stages,
             names,
             cross_encoder,
-            lambda each, before: searching(engine, each, depth, shown, fuse, prompt, before),
+            lambda each, before: searching(
+                engine, each, depth, shown, fuse, prompt, before, collapse
+            ),
         )
         report, runs = _evaluated(collection, rankers, measures, depth, None)
         _put_out(report, runs, run_out, as_json=json or per_query, per_query=per_query)

@@ -48,6 +48,20 @@ Vectors = Annotated[
         "vectors alone, such as minilm-base."
     ),
 ]
+Passages = Annotated[
+    int | None,
+    typer.Option(
+        help="Split documents into passages of at most so many tokens, 128 say, that overlap by a "
+        "quarter; search with --collapse document."
+    ),
+]
+Collapse = Annotated[
+    str | None,
+    typer.Option(
+        help="Show only the best of documents that hold one value in this metadata field; of "
+        "passages: document."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Changes = Annotated[
     list[str] | None,

@@ -1,7 +1,7 @@
 """Rerankers by name as rankers that can be evaluated, end to end or over given lists."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import cast
@@ -13,7 +13,7 @@ from e2rank.encoders.presets import local_model
 from e2rank.engine import Engine
 from e2rank.evaluate.protocol import Ranker as Ask
 from e2rank.evaluate.trec import Run, write_run
-from e2rank.hits import Hits
+from e2rank.hits import Hit, Hits
 from e2rank.rerank.choose import Rerank
 from e2rank.rerank.cross_encoder import CrossEncoderReranker
 from e2rank.rerank.refine import MaxSim
@@ -96,12 +96,16 @@ def searching(
     fuse: float | None,
     prompt: Kind | None = None,
     before: Before = Before(),
+    collapse: str | None = None,
 ) -> Ask:
-    """The end-to-end protocol: the engine gathers its own candidates."""
+    """The end-to-end protocol: the engine gathers its own candidates.
+
+    What is collapsed is judged by the value that it was collapsed by.
+    """
     kind = kind_of(prompt)
 
     def ask(_: str, query: str) -> Hits:
-        return engine.search(
+        hits = engine.search(
             query,
             depth,
             gather=before.first,
@@ -111,9 +115,15 @@ def searching(
             prompt=kind,
             shown=shown,
             fuse=fuse,
+            collapse=collapse,
         )
+        return hits if collapse is None else replace(hits, hits=_things(hits, collapse))
 
     return ask
+
+
+def _things(hits: Hits, field: str) -> tuple[Hit, ...]:
+    return tuple(replace(hit, id=str(hit.metadata.get(field, hit.id))) for hit in hits)
 
 
 def reordering(

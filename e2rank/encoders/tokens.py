@@ -63,6 +63,16 @@ class Wording:
         added = self._tokenizer.get_added_tokens_decoder()
         return frozenset(id_ for id_, token in added.items() if token.special)
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of a bare text stands in it: from this character, up to that one."""
+        return self._tokenizer.encode(text, add_special_tokens=False).offsets
+
+    def length(self, document: str) -> int:
+        """How many tokens a document would have, uncut, with what the contract adds."""
+        contract = self.contract
+        whole = f"{contract.document_prefix}{document}{contract.document_suffix}"
+        return len(self._ids(whole, special=True))
+
     def queries(self, texts: Sequence[str]) -> list[Tokens]:
         """One sequence a query.
 
