@@ -33,7 +33,12 @@ class Small(HashingEncoder):
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
     assert {kind for kind, _ in BLOCKS} == {"sh", "python"}
-    assert {shlex.split(line, comments=True)[0] for line in COMMANDS} == {"make", "pip", "e2rank", "curl"}
+    assert {shlex.split(line, comments=True)[0] for line in COMMANDS} == {
+        "make",
+        "pip",
+        "e2rank",
+        "curl",
+    }
 
 
 def test_python_blocks_run_one_after_the_other(

@@ -242,7 +242,7 @@ def test_a_worker_that_is_gone_counts_as_one_that_hangs() -> None:
         assert not lane.stuck
         lane._next = None  # type: ignore[assignment, method-assign]
         assert await lane.ask(Doubling(record), 1, gone) == 2
-        await asyncio.to_thread(lane._workers[0].join, 5)
+        await asyncio.to_thread(lane.worker.join, 5)
         assert lane.stuck
 
     play(scene)

@@ -23,7 +23,7 @@ from e2rank import Document, Engine
 from e2rank.encoders import Encoding
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import EncoderMismatch, IndexFormatError, MissingExtra
-from e2rank.serve import Service, app, make_app
+from e2rank.serve import Service, app, listen, make_app
 
 
 class Slow(HashingEncoder):
@@ -56,7 +56,7 @@ def ask(address: tuple[str, int], path: str, body: Any = None) -> tuple[int, Any
 @contextmanager
 def serving(engine: Engine, **options: Any) -> Iterator[tuple[uvicorn.Server, tuple[str, int]]]:
     """A server in a thread, and where it is."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with listen("127.0.0.1", 0) as listening:
         service = Service(engine, **options)
         # Warm already: the encoder of these tests waits to be told.
         service.warm = lambda: None  # type: ignore[method-assign]
@@ -142,6 +142,12 @@ def test_sigterm_lets_end_what_ends_in_time_and_tells_the_others_to_come_back(
     assert found == status
     if status == 503:
         assert content == {"error": "the server is stopping", "error_type": "Overloaded"}
+
+
+def test_an_answer_does_not_wait_for_an_acknowledgement(engine: Engine) -> None:
+    with listen("127.0.0.1", 0) as listening:
+        # What asyncio looks at before it sends small packets at once.
+        assert listening.proto == socket.IPPROTO_TCP
 
 
 def test_a_body_that_does_not_come_is_not_waited_for_for_ever(engine: Engine) -> None:
@@ -367,7 +373,7 @@ def test_a_server_is_ready_from_its_start_to_its_end(engine: Engine) -> None:
         assert client.get("/ready").status_code == 503
         assert client.get("/health").status_code == 200
     # Its workers end with it.
-    assert not any(each.is_alive() for lane in service.lanes for each in lane._workers)
+    assert not any(lane.worker.is_alive() for lane in service.lanes)
 
 
 def test_what_cannot_search_does_not_start(tmp_path: Path) -> None:

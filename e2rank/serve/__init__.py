@@ -18,10 +18,32 @@ except ModuleNotFoundError as error:
 
 _log = logging.getLogger("e2rank.serve")
 
+_BACKLOG = 128
+
 _MOST_CONNECTIONS = 1024
 """One more is told 503 at once."""
 
 __all__ = ["Service", "make_app", "run"]
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that accepts connections.
+
+    Raises:
+        OSError: if the address is taken, or is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # By its protocol asyncio knows that small packets are to be sent at once: `create_server` does
+    # not name it, and an answer then waits 40 ms for the caller's acknowledgement.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(_BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
 
 
 def address(listening: socket.socket) -> str:
@@ -45,8 +67,7 @@ def run(service: Service, *, host: str = "127.0.0.1", port: int = 8080, key: str
     app = make_app(service, key=key)
     # Before anybody can call: what cannot search does not start.
     service.warm()
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family) as listening:
+    with listen(host, port) as listening:
         _log.info("%s at %s", service.name, address(listening))
         config = uvicorn.Config(
             app,
@@ -54,6 +75,6 @@ def run(service: Service, *, host: str = "127.0.0.1", port: int = 8080, key: str
             access_log=False,
             timeout_graceful_shutdown=int(service.seconds) + 1,
             limit_concurrency=_MOST_CONNECTIONS,
-            backlog=128,
+            backlog=_BACKLOG,
         )
         uvicorn.Server(config).run(sockets=[listening])

@@ -1,4 +1,4 @@
-"""A queue with workers: what waits for the same work is done together, and no more may wait."""
+"""A queue with a worker: what waits for the same work is done together, and no more may wait."""
 
 import asyncio
 import logging
@@ -41,27 +41,25 @@ class _Asked:
 
 
 class Lane:
-    """A queue, and the threads that work on what waits in it.
+    """A queue, and the thread that works on what waits in it.
 
-    While they are busy, requests wait; what then waits for equal work is taken together, so a
+    While it is busy, requests wait; what then waits for equal work is taken together, so a
     busy server makes larger batches and an idle one answers at once. If a batch fails, each of its
-    items is tried alone: only the one at fault fails. Nothing that a work raises ends a worker.
+    items is tried alone: only the one at fault fails. Nothing that a work raises ends the worker.
     """
 
     def __init__(
         self,
         name: str,
         *,
-        workers: int = 1,
         waiting: int,
         seconds: float,
         took: Callable[[str, int], None] = lambda name, size: None,
     ) -> None:
-        """Start the workers.
+        """Start the worker.
 
         Args:
             name: for messages and measures.
-            workers: how many batches are worked on at a time.
             waiting: how many items may wait; one more is refused.
             seconds: how long an item may take, its wait included.
             took: called with the lane's name and the size of each batch.
@@ -70,14 +68,10 @@ class Lane:
         self._waiting: deque[_Asked] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._since = [float("inf")] * workers
-        # Daemons: a model that hangs does not keep the process from ending.
-        self._workers = [
-            threading.Thread(target=self._run, args=(n,), name=f"e2rank-{name}-{n}", daemon=True)
-            for n in range(workers)
-        ]
-        for each in self._workers:
-            each.start()
+        self._since = float("inf")
+        # A daemon: a model that hangs does not keep the process from ending.
+        self.worker = threading.Thread(target=self._run, name=f"e2rank-{name}", daemon=True)
+        self.worker.start()
 
     def __len__(self) -> int:
         """How many items wait."""
@@ -85,9 +79,9 @@ class Lane:
 
     @property
     def stuck(self) -> bool:
-        """Whether every worker has been at one call for longer than anybody waits, or is gone."""
-        slow = time.monotonic() - max(self._since) > self._seconds
-        return slow or not (self._closed or any(each.is_alive() for each in self._workers))
+        """Whether the worker has been at one call for longer than anybody waits, or is gone."""
+        slow = time.monotonic() - self._since > self._seconds
+        return slow or not (self._closed or self.worker.is_alive())
 
     async def ask(self, work: Work, item: Any, gone: "asyncio.Future[Any]", size: int = 1) -> Any:
         """What the work gives for one item.
@@ -136,27 +130,26 @@ class Lane:
         )
 
     def close(self) -> None:
-        """Refuse what comes now; the workers end when what waits is done."""
+        """Refuse what comes now; the worker ends when what waits is done."""
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
+            self._changed.notify()
 
     def join(self, until: float) -> None:
-        """Wait for the workers of a closed lane, but no longer than `time.monotonic()` says."""
-        for each in self._workers:
-            each.join(max(0.0, until - time.monotonic()))
+        """Wait for the worker of a closed lane, but no longer than `time.monotonic()` says."""
+        self.worker.join(max(0.0, until - time.monotonic()))
 
     def _forget(self, asked: _Asked) -> None:
         with self._changed:
             if asked in self._waiting:
                 self._waiting.remove(asked)
 
-    def _run(self, worker: int) -> None:
+    def _run(self) -> None:
         while (batch := self._next()) is not None:
             wanted = [each for each in batch if each.answer.set_running_or_notify_cancel()]
             if wanted:
-                self._answer(wanted, worker)
-            self._since[worker] = float("inf")
+                self._answer(wanted)
+            self._since = float("inf")
 
     def _next(self) -> list[_Asked] | None:
         """The item that waited longest, with those that wait for equal work; None at the end."""
@@ -174,9 +167,9 @@ class Lane:
                     room -= each.size
             return batch
 
-    def _answer(self, batch: Sequence[_Asked], worker: int) -> None:
+    def _answer(self, batch: Sequence[_Asked]) -> None:
         """Do the work, for each alone where it fails for all together."""
-        self._since[worker] = time.monotonic()
+        self._since = time.monotonic()
         try:
             self._took(self.name, sum(each.size for each in batch))
             found = batch[0].work([each.item for each in batch])
@@ -188,16 +181,16 @@ class Lane:
                 return
             _log.warning("%d requests failed together (%s); trying each alone", len(batch), error)
             for each in batch:
-                self._alone(each, worker)
+                self._alone(each)
             return
         for each, result in zip(batch, found, strict=True):
             each.answer.set_result(result)
 
-    def _alone(self, asked: _Asked, worker: int) -> None:
+    def _alone(self, asked: _Asked) -> None:
         if asked.left:
             asked.answer.set_exception(ClientGone())
         else:
-            self._answer([asked], worker)
+            self._answer([asked])
 
 
 def _passed_on(error: BaseException) -> Exception:
