@@ -243,6 +243,45 @@ def test_what_an_index_went_through_is_what_was_measured() -> None:
     assert all(each["fewest_of_k"] == 10 for each in results("filters")["rows"])
 
 
+def test_what_passages_gain_is_what_was_measured() -> None:
+    path = ROOT / "benchmarks" / "results" / "passages.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["results"]["test"]
+    gains = [
+        {way: each["passages"]["nDCG@10"] - each["cut"]["nDCG@10"] for way, each in part.items()}
+        for part in (each["ways"] for each in found)
+    ]
+
+    def told(values: list[float]) -> str:
+        return f"{sum(values) / len(values):.3f}".removeprefix("0")
+
+    ways = ("dense", "dense + tokens")
+    means = [told([each[way] for each in gains]) for way in ways]
+    scifact = [told([gains[0][way]]) for way in ways]
+    text = " ".join(README.split())
+    assert f"gain {means[0]} nDCG@10 on the mean dense and {means[1]} with tokens" in text
+    assert f"(SciFact {scifact[0]} and {scifact[1]}, p .002 at most;" in text
+    assert all(found[0]["ways"][way]["passages"]["p against cut"] <= 0.002 for way in ways)
+    assert f"with {found[0]['passages'] / 5183:.1f} times the vectors" in text
+    assert [each["collection"] for each in found] == ["scifact", "nfcorpus", "cranfield", "cisi"]
+    lost = [(n, way) for n, each in enumerate(gains) for way, gain in each.items() if gain < 0]
+    assert lost == [(2, "dense, bm25 + tokens")]
+
+
+def test_what_a_server_answers_is_what_was_measured() -> None:
+    path = ROOT / "benchmarks" / "results" / "serve.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["results"]
+    ratio = {
+        (kind, each["callers"]): each["against threads"]
+        for kind in ("torch", "int8")
+        for each in found[kind]
+        if each["way"] == "e2rank serve"
+    }
+    text = " ".join(README.split())
+    assert f"16 callers get {ratio['torch', 16]:.1f} times as many reranked searches" in text
+    one = [f"{ratio[kind, 1]:.1f}".removeprefix("0") for kind in ("int8", "torch")]
+    assert f"(int8: {ratio['int8', 16]:.1f}), one {one[0]} to {one[1]} times." in text
+
+
 def test_the_speed_of_exported_encoders_is_the_measured_one() -> None:
     path = ROOT / "benchmarks" / "results" / "encode.json"
     encoding = json.loads(path.read_text(encoding="utf-8"))["results"]["encoding"]

@@ -123,7 +123,10 @@ def report_cut(encoder: "Encoder", cut: int, texts: int) -> None:
     of_one = (encoder.contract.document_tokens,)
     budgets: Sequence[int] = getattr(encoder, "document_budgets", of_one)
     # What the vectors lack, BM25 still finds, and perhaps another model's vectors.
-    what = "the encoder reads ({} tokens): what is beyond is not in its vectors"
+    what = (
+        "the encoder reads ({} tokens): what is beyond is not in its vectors "
+        "(e2rank.passages.split_documents makes passages of them)"
+    )
     if len(budgets) > 1:
         what = (
             "one of the encoder's models reads ({} tokens): what is beyond is not in that "
