@@ -1,9 +1,10 @@
 """Documents that stand for one thing, such as the passages of a text, shown once: by the best."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,12 @@ from e2rank.index import Store
 
 _TOGETHER = 64
 """Documents that are read at a time to see what they stand for."""
+
+
+def thing_of(metadata: Mapping[str, Any], identifier: str, field: str) -> str:
+    """What a document stands for, as judgments name it: its value in a field, or its own id."""
+    value = metadata.get(field)
+    return identifier if value is None else str(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,9 +124,10 @@ class Engine(Indexed):
                 wherever k documents match; by "sparse" and "bm25", where k of these share a term
                 with the query.
             collapse: a metadata field: of documents that hold one value there only the best is
-                returned, such as under "document" of the passages of one text (`passages`). There
-                are k hits wherever the first stage can find so many different ones; a document
-                without the field stands for itself.
+                returned, such as under "document" of the passages of one text (`passages`); a
+                document without the field stands for itself. Where fewer than k different ones
+                are among the `depth` (at least k) best of the first stage, the next ones follow
+                from the best 64 times as many.
         Raises:
             ValueError: for a blank query, an option out of range or a filter that is none; if the
                 encoder or the index lacks the vectors that a stage needs; for a vector that is
@@ -172,8 +173,9 @@ class Engine(Indexed):
             fuse: weight of the rerank against the cosines, as in `search_many`.
         Returns:
             `{"corpus_id": position, "score": float}` a document, best first. With `fuse=1.0`
-            scores are the rerank's own: similarities of at most 1 for "tokens", listwise prompts
-            and "prf", comparable between queries, as cosines are without a rerank. Fused ones are
+            scores are the rerank's own: similarities of at most 1 for "tokens", "prf" and one
+            listwise prompt, comparable between queries, as cosines are without a rerank; those of
+            windows and groups are positions. Fused ones are
             standardised within the list: they tell its documents apart and no more.
         Raises:
             ValueError: for a blank query, top_k < 1 or fuse out of range.

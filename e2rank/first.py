@@ -13,8 +13,9 @@ from e2rank.gather.dense import DenseGatherer
 from e2rank.index import Store
 from e2rank.pool import Pool
 
-_DEEPER = 4
-"""How many times as many candidates are gathered where there are too few things among them."""
+_DEEPER, _DEEPEST = 4, 64
+"""How many times as many candidates are gathered where there are too few things among them, and
+how many times the depth at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class FirstStage:
         """The `depth` best candidates of each query.
 
         Where they are fewer than k things, and the gatherer can find more, the best document of
-        each of the next things follows.
+        each of the next things follows, with a score no higher than theirs. What is found first
+        stays as it is, as fused scores depend on how many documents are fused.
 
         Args:
             asked: queries that are all texts, or all vectors.
@@ -50,27 +52,41 @@ class FirstStage:
         pools, wide = self._found(asked, self.depth), self.depth
         if self.collapse is None:
             return pools
-        places = list(range(len(pools)))
-        while places := [place for place in places if self._lacks(pools[place], wide)]:
+        lacking = [n for n, pool in enumerate(pools) if self._lacks(pool, len(pool.rows), wide)]
+        while lacking and wide < _DEEPEST * self.depth:
             wide *= _DEEPER
-            deeper = self._found([asked[place] for place in places], wide)
-            for place, pool in zip(places, deeper, strict=True):
-                pools[place] = replace(pool, spent=total([pools[place].spent, pool.spent]))
-        return [self._trimmed(pool) for pool in pools]
+            deeper = self._found([asked[place] for place in lacking], wide)
+            found = dict(zip(lacking, deeper, strict=True))
+            for place, pool in found.items():
+                pools[place] = self._followed(pools[place], pool)
+            lacking = [n for n in lacking if self._lacks(pools[n], len(found[n].rows), wide)]
+        return pools
 
-    def _lacks(self, pool: Pool, wide: int) -> bool:
-        """Whether the index may hold more things than are among these candidates."""
-        return len(pool.rows) >= wide and len(self._things(pool)) < self.k
+    def _lacks(self, pool: Pool, found: int, wide: int) -> bool:
+        """Whether the gatherer may find more things than are among these candidates."""
+        return found >= wide and len(self._firsts(pool.rows)) < self.k
 
-    def _things(self, pool: Pool) -> np.ndarray:
+    def _firsts(self, rows: np.ndarray) -> np.ndarray:
         """Places of the best candidate of each of k things."""
-        return cast(Collapse, self.collapse).best(self.store, pool.rows, self.k)
+        return cast(Collapse, self.collapse).best(self.store, rows, self.k)
 
-    def _trimmed(self, pool: Pool) -> Pool:
-        if len(pool.rows) <= self.depth:
-            return pool
-        things = self._things(pool)
-        return pool.only(np.concatenate([np.arange(self.depth), things[things >= self.depth]]))
+    def _followed(self, pool: Pool, deeper: Pool) -> Pool:
+        """The pool, and behind it the best of each thing that only a deeper search found."""
+        n, new = len(pool.rows), ~np.isin(deeper.rows, pool.rows)
+        rows, scores = deeper.rows[new], deeper.first[new]
+        firsts = self._firsts(np.concatenate([pool.rows, rows]))
+        added = firsts[firsts >= n] - n
+        first = np.minimum(scores[added], pool.first.min(initial=np.inf))
+        first = np.concatenate([pool.first, first.astype(pool.first.dtype)])
+        return replace(
+            pool,
+            rows=np.concatenate([pool.rows, rows[added]]),
+            first=first,
+            first_rank=np.arange(1, len(first) + 1),
+            base=first,
+            scores=first,
+            spent=total([pool.spent, deeper.spent]),
+        )
 
     def _found(self, asked: Sequence[str | np.ndarray], k: int) -> list[Pool]:
         vectors = [each for each in asked if isinstance(each, np.ndarray)]

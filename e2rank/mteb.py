@@ -236,9 +236,11 @@ class MtebSearch:
                     f"{folder} holds an index built by {config}, and {self._config} is asked for: "
                     "choose another folder, or delete this one"
                 )
-            count = engine.add(_documents(corpus))
+            given: set[str] = set()
+            # Read once, as it may be an iterator.
+            count = engine.add(_documents(_noting(corpus, given)))
             if len(engine) > count:
-                engine.delete({each.id for each in engine.store} - {row["id"] for row in corpus})
+                engine.delete({each.id for each in engine.store} - given)
         except BaseException:
             engine.close()
             raise
@@ -282,6 +284,13 @@ class MtebSearch:
             if hits.rerank_error:
                 raise RuntimeError(f"query {query!r}: {hits.rerank_error}")
         return found
+
+
+def _noting(corpus: Iterable[Row], ids: set[str]) -> Iterator[Row]:
+    """The rows, whose ids are put into a set as they come."""
+    for row in corpus:
+        ids.add(row["id"])
+        yield row
 
 
 def _documents(corpus: Iterable[Row]) -> Iterator[Row]:

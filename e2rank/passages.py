@@ -33,6 +33,8 @@ def split_documents(
 
     A title that would take more than half of a passage is split with the text instead.
 
+    Before a document is added again, delete its passages: there may be fewer of them now.
+
     Args:
         documents: as for `Engine.build`, without vectors.
         encoder: whose tokens are counted, with a tokenizer of its own (`words`), as those of torch
@@ -96,17 +98,25 @@ def _pieces(
             # Tokens at the seams may split differently than inside the text.
             most = max(1, stop - start - over)
             continue
-        yield title, piece
+        if piece.strip() or (not start and stop == len(places)):
+            yield title, piece
         if stop == len(places):
             return
         start, most = places.beginning(max(start + 1, stop - overlap), stop), room
+
+
+def _without_blank(text: str, start: int, stop: int) -> int:
+    """Where a token's letters begin: to some tokenizers the blank before a word is part of it."""
+    letters = text[start:stop].lstrip()
+    return stop - len(letters) if letters else start
 
 
 class _Places:
     """The tokens of a text, and where it may be cut between two of them."""
 
     def __init__(self, text: str, words: Wording) -> None:
-        self._text, self._spans = text, words.spans(text)
+        self._text = text
+        self._spans = [(_without_blank(text, *span), span[1]) for span in words.spans(text)]
         self._ends = {match.end() for match in _ENDS.finditer(text)}
 
     def __len__(self) -> int:

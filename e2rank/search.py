@@ -76,6 +76,13 @@ class Search:
         if self.rounds and self.reranker is None:
             raise ValueError("feedback_rounds needs a rerank; it is switched off")
         check_weight(self.weight)
+        how = self.refine
+        if self.collapse and how and not how.k and (how.alpha, how.beta) != (None, None):
+            raise ValueError(
+                "MaxSim's alpha and beta prune for the k documents that are shown, and collapse "
+                "shows fewer of those: give MaxSim a k of its own, of documents before they are "
+                "collapsed"
+            )
 
     def run(self, queries: Sequence[str | np.ndarray]) -> list[Hits]:
         """The hits of each query, in order; so many at a time that memory stays bounded.
@@ -283,7 +290,10 @@ def order_texts(
         tokens=(lambda: TokenVectors.of(rows)) if rows else None,
         token_fingerprint=token_fingerprint(encoder),
     )
-    answer = _checked(reranker.score([query], [pool])[0], len(order), reranker)
+    answers = reranker.score([query], [pool])
+    if len(answers) != 1:
+        raise ValueError(f"{reranker.name} gave {len(answers)} answers for one query")
+    answer = _checked(answers[0], len(order), reranker)
     fused = fuse(answer.scores, pool.scores, fusion_weight(reranker, weight))
     scores = np.empty_like(fused)
     scores[order] = fused

@@ -1,6 +1,7 @@
 """Passages: each fits its encoder, together they are the text, and a search shows a text once."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,9 +14,12 @@ from encoders_support import BERT, QWEN, byte_pairs, wordpiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2rank import CorpusError, Document, Engine
+from e2rank import CorpusError, Document, Engine, MaxSim
+from e2rank import passages as passages_module
+from e2rank.collapse import Collapse
 from e2rank.encoders.tokens import Wording
 from e2rank.passages import split_documents
+from e2rank.search import Search
 
 SENTENCE = "The lift of a wing grows with its angle of attack until it stalls"
 LONG = ". ".join(f"{SENTENCE}, case {n}" for n in range(60)) + "."
@@ -60,6 +64,7 @@ def test_any_text_is_whole_in_its_passages(family: str, text: str, title: str, t
     encoder = reader(family)
     document = Document("a", text, title)
     passages = split(document, encoder, tokens=tokens, overlap=0)
+    assert len(passages) == 1 or all(each.text.strip() for each in passages)
     titled = [each for each in passages if each.title]
     assert len(titled) in (0, len(passages))
     whole = document.text if titled or not title.strip() else document.body
@@ -127,6 +132,45 @@ def test_what_would_be_lost_or_wrong_is_refused() -> None:
         split(Document("a", LONG), Engine("hashing").encoder)
 
 
+def led_by_blanks(text: str) -> SimpleNamespace:
+    """As much of a tokenizer as splitting asks for, whose tokens begin with the blank before."""
+    spans = [match.span() for match in re.finditer(r"\s*\S+", text)]
+    return SimpleNamespace(spans=lambda _: spans, length=lambda given: len(given.split()))
+
+
+def test_tokens_that_begin_with_a_blank_begin_words_too() -> None:
+    document = Document("a", LONG)
+    pieces = [text for _, text in passages_module._pieces(document, led_by_blanks(LONG), 40, 10)]
+    assert len(pieces) > 3
+    for one, other in pairwise(pieces):
+        assert one.endswith(".")
+        shared = other.split()[:10]
+        assert " ".join(shared) in one
+
+
+def test_prunings_for_what_is_shown_are_refused_where_it_is_collapsed() -> None:
+    settings = {"gatherer": None, "store": None, "encoder": None, "reranker": None}
+    how = {"k": 4, "depth": 9, "collapse": Collapse("of")}
+    with pytest.raises(ValueError, match="give MaxSim a k of its own"):
+        Search(**settings, **how, refine=MaxSim(beta=1))
+    Search(**settings, **how, refine=MaxSim(beta=1, k=20))
+    Search(**settings, **how, refine=MaxSim())
+
+
+def test_a_hybrid_that_looks_deeper_keeps_what_it_found_first(tmp_path: Path) -> None:
+    documents = [
+        Document(
+            f"{n}", f"wing {n % 13} stalls {n % 7} " + "x " * (n % 11), metadata={"of": n // 30}
+        )
+        for n in range(900)
+    ]
+    options = {"gather": "dense+bm25", "rerank": False, "collapse": "of"}
+    with Engine.build(documents, tmp_path / "i", "hashing") as engine:
+        few, many = (engine.search("wing 3 stalls 4", k, **options) for k in (10, 28))
+    assert [hit.id for hit in few] == [hit.id for hit in many][:10]
+    assert len(many) == 28
+
+
 # Documents that hold one value stand for one thing; those of `None` have none.
 OWNERS = ["x", "x", "y", None, "x", "z", None, "y", "x", "w"]
 
@@ -188,8 +232,12 @@ def test_there_are_k_hits_wherever_the_first_stage_can_find_k_things(
         options = {"rerank": rerank, "gather": gather, "depth": 5, "collapse": "of"}
         found = engine.search("wing stalls", 8, **options)
         alone = engine.search_many(["wing stalls", "x wing"], 8, **options)
+        few = engine.search("wing stalls", 5, **options)
     assert len({hit.metadata["of"] for hit in found}) == len(found) == 8
     assert [hit.id for hit in alone[0]] == [hit.id for hit in found]
+    # Nor does what is shown first depend on how many are shown.
+    if rerank is False and gather != "dense+bm25":
+        assert [hit.id for hit in few] == [hit.id for hit in found][:5]
     # Each time that it had to look deeper it read the query again, and says so.
     assert found.model_calls >= (0 if gather == "bm25" else 2)
 

@@ -264,7 +264,8 @@ def test_what_passages_gain_is_what_was_measured() -> None:
     assert f"with {found[0]['passages'] / 5183:.1f} times the vectors" in text
     assert [each["collection"] for each in found] == ["scifact", "nfcorpus", "cranfield", "cisi"]
     lost = [(n, way) for n, each in enumerate(gains) for way, gain in each.items() if gain < 0]
-    assert lost == [(2, "dense, bm25 + tokens")]
+    assert lost == [(2, "dense, bm25"), (2, "dense, bm25 + tokens"), (3, "dense, bm25")]
+    assert gains[3]["dense, bm25 + tokens"] < 0.002
 
 
 def test_what_a_server_answers_is_what_was_measured() -> None:

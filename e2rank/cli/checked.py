@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
+from e2rank.collapse import thing_of
 from e2rank.documents import Document
 from e2rank.engine import Engine
 from e2rank.evaluate.collection import Collection
@@ -66,7 +67,7 @@ def check_indexed(engine: Engine, collection: Collection, collapse: str | None =
     if collapse is None:
         found = set(engine.store.rows_of(list(judged)))
     else:
-        found = {str(each.metadata.get(collapse, each.id)) for each in engine.store}
+        found = {thing_of(each.metadata, each.id, collapse) for each in engine.store}
     absent = len(judged - found)
     if 2 * absent > len(judged):
         raise ValueError(

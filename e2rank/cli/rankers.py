@@ -8,6 +8,7 @@ from typing import cast
 
 from e2rank.cli.checked import check_pattern
 from e2rank.cli.options import Kind, Ranker, Refine
+from e2rank.collapse import thing_of
 from e2rank.contract import Prompt
 from e2rank.encoders.presets import local_model
 from e2rank.engine import Engine
@@ -123,7 +124,7 @@ def searching(
 
 
 def _things(hits: Hits, field: str) -> tuple[Hit, ...]:
-    return tuple(replace(hit, id=str(hit.metadata.get(field, hit.id))) for hit in hits)
+    return tuple(replace(hit, id=thing_of(hit.metadata, hit.id, field)) for hit in hits)
 
 
 def reordering(

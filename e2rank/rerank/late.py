@@ -51,7 +51,7 @@ class TokenReranker:
         self.encoder = encoder
         self.fusion_weight = encoder.contract.weight_of("tokens")
         maxsim, cosine = cast(Blending, encoder).blend()
-        whole = abs(maxsim) + abs(cosine)
+        whole = abs(maxsim) + abs(cosine) or 1.0
         self._maxsim, self._cosine = maxsim / whole, cosine / whole
 
     def score(self, queries: Sequence[str], pools: Sequence[Candidates]) -> list[Scored]:
