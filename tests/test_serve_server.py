@@ -489,5 +489,6 @@ def test_the_command_takes_the_key_from_the_environment(tmp_path: Path) -> None:
     with process:
         assert ask(address, "/search", {"query": "heat"})[0] == 401
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) != 0
+        # 0 where what started the tests ignores Ctrl-C, as a shell does for its background.
+        assert process.wait(20) in (0, 130)
         assert "Traceback" not in process.stderr.read()
