@@ -17,9 +17,10 @@ from e2rank.gather.multivector import check_tokens
 from e2rank.hits import Hits, pairs_of
 from e2rank.index import Store
 from e2rank.indexed import Indexed
+from e2rank.ranking import order_texts
 from e2rank.rerank.choose import Rerank, choose
 from e2rank.rerank.refine import MaxSim, Refine, choose_refine
-from e2rank.search import Search, order_texts
+from e2rank.search import Search
 from e2rank.where import read_where
 
 

@@ -9,10 +9,9 @@ from itertools import pairwise
 import numpy as np
 
 from e2rank.checks import check_queries as check_queries
-from e2rank.checks import check_texts
 from e2rank.collapse import Collapse
-from e2rank.documents import Candidates, TokenVectors
-from e2rank.encoders import Encoder, Encoding, encode_documents, token_fingerprint
+from e2rank.documents import Candidates
+from e2rank.encoders import Encoder, token_fingerprint
 from e2rank.first import FirstStage
 from e2rank.gather import Gatherer
 from e2rank.gather.dense import DenseGatherer
@@ -22,7 +21,6 @@ from e2rank.pool import Pool
 from e2rank.rerank import Reranker, Scored
 from e2rank.rerank.feedback import FeedbackReranker
 from e2rank.rerank.refine import MaxSim
-from e2rank.scores import fuse, rank
 
 _log = logging.getLogger("e2rank")
 
@@ -226,80 +224,6 @@ def fusion_weight(reranker: Reranker, asked: float | None) -> float:
     return asked if asked is not None else float(getattr(reranker, "fusion_weight", 1.0))
 
 
-@dataclass(frozen=True, slots=True)
-class Ordered:
-    """Plain texts that were ranked for a query.
-
-    Args:
-        order: (n,) int64 positions of the texts, best first.
-        scores: (n,) float32 by position.
-        tokens: that models read.
-        cut: how many of the texts lost tokens to a budget.
-    """
-
-    order: np.ndarray
-    scores: np.ndarray
-    tokens: int
-    cut: int
-
-
-def read_texts(encoder: Encoder, documents: Sequence[str]) -> Encoding:
-    """What a rerank may need of plain texts: their vectors, and token vectors if there are any."""
-    return encode_documents(encoder, documents, ("dense", "tokens"))
-
-
-def order_texts(
-    encoder: Encoder,
-    reranker: Reranker | None,
-    query: str,
-    documents: Sequence[str],
-    weight: float | None = None,
-    read: Encoding | None = None,
-) -> Ordered:
-    """Rank n plain texts for a query, by cosine and then by the reranker.
-
-    Args:
-        encoder: of the texts.
-        reranker: or None.
-        query: not blank.
-        documents: n texts.
-        weight: of the rerank in the fusion; None takes the reranker's own.
-        read: what `read_texts` gave for the documents, if that was done before.
-    """
-    check_queries([query])
-    check_texts(documents)
-    check_weight(weight)
-    if not documents:
-        return Ordered(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), 0, 0)
-    read = read_texts(encoder, documents) if read is None else read
-    asked = encoder.encode_queries([query])
-    tokens, cut = read.tokens + asked.tokens, len(read.truncated)
-    first = read.vectors @ asked.vectors[0]
-    order = rank(first)
-    if reranker is None:
-        return Ordered(order, first, tokens, cut)
-    rows = [read.token_vectors[place] for place in order] if read.token_vectors else []
-    pool = Candidates(
-        ids=[str(place) for place in order],
-        texts=[documents[place] for place in order],
-        scores=first[order],
-        vectors=read.vectors[order],
-        query=asked.vectors[0],
-        fingerprint=encoder.fingerprint,
-        query_tokens=asked.token_vectors[0] if asked.token_vectors else None,
-        tokens=(lambda: TokenVectors.of(rows)) if rows else None,
-        token_fingerprint=token_fingerprint(encoder),
-    )
-    answers = reranker.score([query], [pool])
-    if len(answers) != 1:
-        raise ValueError(f"{reranker.name} gave {len(answers)} answers for one query")
-    answer = _checked(answers[0], len(order), reranker)
-    fused = fuse(answer.scores, pool.scores, fusion_weight(reranker, weight))
-    scores = np.empty_like(fused)
-    scores[order] = fused
-    return Ordered(order[rank(fused)], scores, tokens + answer.tokens, cut)
-
-
 def _answers(
     reranker: Reranker, queries: Sequence[str], pools: Sequence[Candidates]
 ) -> list[Scored | str]:
@@ -307,7 +231,7 @@ def _answers(
     try:
         scored = reranker.score(queries, pools)
         pairs = zip(scored, pools, strict=True)
-        return [_checked(answer, len(pool), reranker) for answer, pool in pairs]
+        return [checked(answer, len(pool), reranker) for answer, pool in pairs]
     except Exception as error:  # whatever a model may raise, the first stage still stands
         if len(queries) > 1:
             alone = zip(queries, pools, strict=True)
@@ -322,7 +246,13 @@ def _reason(name: str, error: Exception) -> str:
     return reason
 
 
-def _checked(answer: Scored, n: int, reranker: Reranker) -> Scored:
+def checked(answer: Scored, n: int, reranker: Reranker) -> Scored:
+    """A reranker's answer for n candidates.
+
+    Raises:
+        TypeError: if it is none.
+        ValueError: if it has not one score a candidate, or one that is not finite.
+    """
     if not isinstance(answer, Scored):
         raise TypeError(f"it gave {answer!r:.60}; expected an e2rank.rerank.Scored for each query")
     scores = np.asarray(answer.scores, dtype=np.float32)

@@ -13,7 +13,7 @@ import numpy as np
 
 from e2rank.engine import Engine
 from e2rank.hits import Hits
-from e2rank.search import Ordered
+from e2rank.ranking import Ordered
 from e2rank.serve.lane import Lane
 from e2rank.serve.refused import Refused
 from e2rank.serve.telemetry import Telemetry

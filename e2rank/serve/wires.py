@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from e2rank.search import Ordered
+from e2rank.ranking import Ordered
 from e2rank.serve.fields import Fields
 from e2rank.serve.refused import Refused
 from e2rank.serve.service import Caller

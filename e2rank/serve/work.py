@@ -11,8 +11,8 @@ import numpy as np
 from e2rank.encoders import Encoding, Want, encode_documents
 from e2rank.engine import Engine
 from e2rank.hits import Hits
+from e2rank.ranking import Ordered, order_texts, read_texts
 from e2rank.rerank.choose import choose
-from e2rank.search import Ordered, order_texts, read_texts
 
 Side = Literal["query", "document"]
 """Which of the contract's two wordings a text is embedded with."""
