@@ -1,36 +1,39 @@
 """Documents cut where the encoder ends, beside the same documents split into passages.
 
 How long passages are was chosen on MedQuAD's dev queries, by the best passage's cosine; the test
-queries of four collections of abstracts are then read once, by the defaults of `split_documents`.
-What is done is kept in .work, so a run cut short continues.
+queries of four collections of abstracts are then read once, in indexes of passages of 128 tokens,
+also adapted to their corpus. What is done is kept in .work, so a run cut short continues.
 """
 
 import json
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bundles import BUNDLES, ensure_bundle
-from harness import WORK, collection, index_of, rows, save
+from harness import WORK, adapted_index_of, collection, index_of, rows, save
 from stages import stage
 
 from e2rank import Document, Engine, read_corpus
 from e2rank.encoders.onnx import OnnxEncoder
 from e2rank.evaluate import load_beir, mean, per_query, permutation_test
 from e2rank.passages import split_documents
+from e2rank.whole import OF
 
 DEV, TEST = "medquad", ("scifact", "nfcorpus", "cranfield", "cisi")
 SIZES = ((256, 64), (128, 0), (128, 32), (64, 16))
 MEASURES = ("nDCG@10", "R@100")
-DEPTH = 100
+DEPTH, SPLIT = 100, ("--passages", "128")
 WAYS: dict[str, dict[str, Any]] = {
     "dense": {"rerank": False},
     "dense + tokens": {"rerank": "tokens"},
     "dense, bm25": {"gather": "2*dense+bm25", "rerank": False},
     "dense, bm25 + tokens": {"gather": "2*dense+bm25", "rerank": "tokens"},
 }
+"""How both indexes are searched; each way once more where they are adapted."""
 KEPT = WORK / "bench-passages"
 
 Values = dict[str, dict[str, float]]
@@ -63,7 +66,7 @@ def chosen() -> list[dict[str, Any]]:
     out = [{"passages": None, "texts": len(whole)} | means(cut, cut)]
     for tokens, overlap in SIZES:
         parts = list(split_documents(whole, encoder, tokens=tokens, overlap=overlap))
-        owners = [each.metadata["document"] for each in parts]
+        owners = [each.metadata[OF] for each in parts]
         found = stage(KEPT / f"dev {tokens} {overlap}.json", partial(by_cosine, parts, owners))
         size = {"tokens": tokens, "overlap": overlap}
         out.append({"passages": size, "texts": len(parts)} | means(found, cut))
@@ -77,42 +80,31 @@ def means(found: Values, cut: Values) -> dict[str, Any]:
     return {name: mean(found[name]) for name in MEASURES} | {"p against cut": p}
 
 
-def passages_of(name: str) -> Path:
-    """The index of a collection's passages, built the first time it is needed."""
-    folder = WORK / "indexes" / f"{name}-minilm-passages"
-    if not (folder / "manifest.json").is_file():
-        encoder = Engine("minilm").encoder
-        documents = split_documents(read_corpus(collection(name)), encoder)
-        Engine.build(documents, folder, encoder, resume=True).close()
-    return folder
-
-
-def searched(name: str, folder: Path, how: dict[str, Any], collapse: str | None) -> Values:
+def searched(name: str, folder: Path, how: dict[str, Any]) -> Values:
     """The test queries' measures of one way to search."""
     judged = load_beir(collection(name), "test")
     with Engine.open(folder) as engine:
-        found = engine.search_many(
-            judged.queries.values(), DEPTH, depth=DEPTH, collapse=collapse, **how
-        )
-    run = {
-        query: [(hit.metadata.get(collapse or "", hit.id), hit.score) for hit in hits]
-        for query, hits in zip(judged.queries, found, strict=True)
-    }
+        found = engine.search_many(judged.queries.values(), DEPTH, depth=DEPTH, **how)
+    pairs = zip(judged.queries, found, strict=True)
+    run = {query: list(hits.to_beir().items()) for query, hits in pairs}
     return per_query(judged.qrels, run, MEASURES)
 
 
 def tested(name: str) -> dict[str, Any]:
     """Every way on one collection, with documents cut and in passages."""
-    parts = passages_of(name)
-    with Engine.open(parts) as engine:
-        count = len(engine)
-    out: dict[str, Any] = {"collection": name, "passages": count, "ways": {}}
-    for way, how in WAYS.items():
-        cut = searched(name, index_of(name), how, None)
-        found = searched(name, parts, how, "document")
+    with Engine.open(index_of(name, "minilm", None, *SPLIT)) as engine:
+        counts = {"documents": len(engine), "passages": len(engine.store)}
+    out: dict[str, Any] = {"collection": name, **counts, "ways": {}}
+    folders = {
+        "": (index_of(name), index_of(name, "minilm", None, *SPLIT)),
+        "adapted ": (adapted_index_of(name), adapted_index_of(name, *SPLIT)),
+    }
+    for (kind, (one, other)), (way, how) in product(folders.items(), WAYS.items()):
+        cut, found = searched(name, one, how), searched(name, other, how)
         out["queries"] = len(cut["nDCG@10"])
-        out["ways"][way] = {"cut": means(cut, cut), "passages": means(found, cut)}
-        print(name, way, json.dumps(out["ways"][way]), flush=True)
+        measured = {"cut": means(cut, cut), "passages": means(found, cut)}
+        out["ways"][f"{kind}{way}"] = measured
+        print(name, kind, way, json.dumps(measured), flush=True)
     return out
 
 
@@ -121,7 +113,7 @@ def main() -> None:
     collections = [stage(KEPT / f"{name}.json", partial(tested, name)) for name in TEST]
     dev = chosen()
     table = [["way", *(f"{each['collection']} {kind}" for each in collections for kind in "cp")]]
-    for way in WAYS:
+    for way in collections[0]["ways"]:
         values = [
             f"{each['ways'][way][kind]['nDCG@10']:.4f}"
             for each in collections

@@ -59,22 +59,24 @@ def tested(script: str, *options: str | Path) -> Any:
     return json.loads(done.stdout)
 
 
-def index_of(name: str, encoder: str = "minilm", dtype: str | None = None) -> Path:
-    """The index of a collection, built the first time it is needed."""
-    folder = WORK / "indexes" / "-".join([name, encoder, *([dtype] if dtype else [])])
+def index_of(name: str, encoder: str = "minilm", dtype: str | None = None, *more: str) -> Path:
+    """The index of a collection, built the first time it is needed; `more` options of its build."""
+    kind = [*([dtype] if dtype else []), *(each.lstrip("-") for each in more)]
+    folder = WORK / "indexes" / "-".join([name, encoder, *kind])
     if not (folder / "manifest.json").is_file():
-        how = ["--encoder", encoder, *(["--dtype", dtype] if dtype else [])]
+        how = ["--encoder", encoder, *(["--dtype", dtype] if dtype else []), *more]
         command("index", collection(name), "--out", folder, *how, "--resume")
     return folder
 
 
-def adapted_index_of(name: str) -> Path:
+def adapted_index_of(name: str, *more: str) -> Path:
     """That index adapted to its corpus without labels or queries, in a folder of its own."""
-    folder = WORK / "indexes" / f"{name}-minilm-adapted"
+    built = index_of(name, "minilm", None, *more)
+    folder = built.with_name(f"{built.name}-adapted")
     if not folder.is_dir():
         copy = folder.with_name(folder.name + ".partial")
         shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(index_of(name), copy)
+        shutil.copytree(built, copy)
         command("adapt", copy)
         copy.rename(folder)
     return folder

@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 _TOKENS = ("tokens", "token_factory", "token_nprobe", "token_nearest")
 _BM25 = ("bm25_language", "bm25_k1", "bm25_b")
-LATER = ("sparse", "sparse_cut", "sparse_heap_factor", *_TOKENS, *_BM25)
-"""Settings of vectors that not every encoder makes, and of words; left out of what is saved at
-their defaults."""
+LATER = ("passages", "sparse", "sparse_cut", "sparse_heap_factor", *_TOKENS, *_BM25)
+"""Settings of passages, of vectors that not every encoder makes, and of words; left out of what is
+saved at their defaults."""
 
 # Those that bm25s has stop words of and PyStemmer a stemmer, and none.
 LANGUAGES = (
@@ -42,6 +42,10 @@ class IndexConfig:
         factory: FAISS's own index_factory language: "Flat" is exact; "HNSW32,Flat",
             "IVF256,Flat" and "OPQ48,IVF256,PQ48" trade recall for speed or size. The metric is
             always cosine.
+        passages: tokens of a passage, 128 say, its title included; documents are split into such,
+            which overlap by a quarter, each of which has vectors of its own. Searches show
+            documents by their best passage. 0 keeps documents whole: what is longer than the
+            encoder reads is cut then.
         batch: documents encoded and made durable at a time; a killed build loses at most one.
         train_rows: rows a trained factory learns from, taken evenly over the corpus.
         nprobe: IVF lists visited by a search; None keeps FAISS's default of 1.
@@ -71,6 +75,7 @@ class IndexConfig:
     """
 
     factory: str = "Flat"
+    passages: int = 0
     batch: int = 1024
     train_rows: int = 262_144
     nprobe: int | None = None
@@ -113,6 +118,9 @@ class IndexConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
+        given = self.passages
+        if not isinstance(given, int) or isinstance(given, bool) or given < 0:
+            raise ValueError(f"passages is {given!r}; it must be a whole number of tokens, or 0")
         for name, most in (("sparse_heap_factor", 1), ("bm25_b", 1), ("bm25_k1", math.inf)):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)

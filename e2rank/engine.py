@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from e2rank.rerank.choose import Rerank, choose
 from e2rank.rerank.refine import MaxSim, Refine, choose_refine
 from e2rank.search import Search
 from e2rank.where import read_where
+from e2rank.whole import OF, is_split, rows_of
 
 
 class Engine(Indexed):
@@ -48,7 +49,7 @@ class Engine(Indexed):
         feedback_rounds: int = 0,
         fuse: float | None = None,
         where: Mapping[str, Any] | str | None = None,
-        collapse: str | None = None,
+        collapse: str | Literal[False] | None = None,
     ) -> Hits:
         """The k best documents for one query, as `search_many` finds them."""
         return self.search_many(
@@ -80,7 +81,7 @@ class Engine(Indexed):
         feedback_rounds: int = 0,
         fuse: float | None = None,
         where: Mapping[str, Any] | str | None = None,
-        collapse: str | None = None,
+        collapse: str | Literal[False] | None = None,
     ) -> list[Hits]:
         """The k best documents for each query, best first; fewer where the index holds fewer.
 
@@ -125,10 +126,10 @@ class Engine(Indexed):
                 wherever k documents match; by "sparse" and "bm25", where k of these share a term
                 with the query.
             collapse: a metadata field: of documents that hold one value there only the best is
-                returned, such as under "document" of the passages of one text (`passages`); a
-                document without the field stands for itself. Where fewer than k different ones
-                are among the `depth` (at least k) best of the first stage, the next ones follow
-                from the best 64 times as many.
+                returned; a document without the field stands for itself. Where fewer than k
+                different ones are among the `depth` (at least k) best of the first stage, the next
+                ones follow from the best 64 times as many. None does so with the passages of a
+                document, in an index of passages; False returns each passage there.
         Raises:
             ValueError: for a blank query, an option out of range or a filter that is none; if the
                 encoder or the index lacks the vectors that a stage needs; for a vector that is
@@ -147,7 +148,7 @@ class Engine(Indexed):
             depth=depth,
             rounds=feedback_rounds,
             weight=fuse,
-            collapse=None if collapse is None else Collapse(collapse),
+            collapse=_collapse(collapse, whole),
         )
         return search.run(listed(queries))
 
@@ -210,6 +211,7 @@ class Engine(Indexed):
         Args:
             query: not blank.
             ranking: (id, score) of documents of this index, best first; or the `Hits` of a search.
+                In an index of passages each stands for all passages of its document.
             refine: as in `search_many`, before the rerank. All of the list is returned, so a
                 `MaxSim` prunes only if its own k is given.
             rerank: as in `search_many`, or "cosine" for the plain cosine with the query.
@@ -226,22 +228,24 @@ class Engine(Indexed):
         ranking = pairs_of(ranking)
         check_ranking(ranking)
         store = self.store
-        found = store.rows_of([identifier for identifier, _ in ranking])
+        found = rows_of(store, [identifier for identifier, _ in ranking])
         for identifier, _ in ranking:
             if identifier not in found:
                 raise ValueError(f"the index holds no document {identifier!r}")
+        rows = [(row, score) for identifier, score in ranking for row in found[identifier]]
         search = Search(
             gatherer=GivenList(
-                np.array([found[identifier] for identifier, _ in ranking], dtype=np.int64),
-                np.array([score for _, score in ranking], dtype=np.float64),
+                np.array([row for row, _ in rows], dtype=np.int64),
+                np.array([score for _, score in rows], dtype=np.float64),
             ),
             store=store,
             encoder=self.encoder,
             refine=self._refine(refine, store),
             reranker=choose(rerank, self.encoder, shown, prompt),
             k=max(len(ranking), 1),
-            depth=max(len(ranking), 1),
+            depth=max(len(rows), 1),
             weight=fuse,
+            collapse=_collapse(None, store),
         )
         return search.run([query])[0]
 
@@ -251,3 +255,10 @@ class Engine(Indexed):
         if how is not None:
             check_tokens(self.encoder, store)
         return how
+
+
+def _collapse(asked: str | Literal[False] | None, store: Store) -> Collapse | None:
+    """What is shown once: what was asked for, else the documents of an index of passages."""
+    if asked is None:
+        return Collapse(OF) if is_split(store) else None
+    return None if asked is False else Collapse(asked)

@@ -21,6 +21,10 @@ class Hit:
         first_score: the first stage's: the cosine of query and document unless another stage was
             asked for, or the score in the list given.
         first_rank: rank before the rerank, from 1; None for a document that only feedback found.
+        start: in an index of passages, where the document's best one, which is `text`, begins in
+            its text, in characters from 0.
+
+    In an index of passages, scores and first_rank are a passage's.
     """
 
     id: str
@@ -31,6 +35,7 @@ class Hit:
     metadata: Mapping[str, Any]
     first_score: float
     first_rank: int | None
+    start: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, JSON-able."""
@@ -91,15 +96,32 @@ class Hits(Sequence[Hit]):
         """Lines of a TREC run: `query Q0 document rank score tag`.
 
         Raises:
-            ValueError: if a name has white space, which separates the columns.
+            ValueError: if a name has white space, which separates the columns; or where several
+                passages of a document were shown.
         """
+        self._check_once()
         check_columns([query_id, tag, *(hit.id for hit in self.hits)])
         lines = [f"{query_id} Q0 {hit.id} {hit.rank} {hit.score!r} {tag}" for hit in self.hits]
         return "\n".join(lines)
 
     def to_beir(self) -> dict[str, float]:
-        """Document id to score, as BEIR's evaluators take it."""
+        """Document id to score, as BEIR's evaluators take it.
+
+        Raises:
+            ValueError: where several passages of a document were shown.
+        """
+        self._check_once()
         return {hit.id: hit.score for hit in self.hits}
+
+    def _check_once(self) -> None:
+        seen: set[str] = set()
+        for hit in self.hits:
+            if hit.id in seen:
+                raise ValueError(
+                    f"several passages of document {hit.id!r} are here, and a run names it once: "
+                    "search without collapse=False"
+                )
+            seen.add(hit.id)
 
 
 def check_columns(names: Iterable[str]) -> None:

@@ -2,12 +2,13 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from e2rank import whole
 from e2rank.config import IndexConfig
 from e2rank.documents import Document
 from e2rank.encoders import DType, Encoder
@@ -16,6 +17,7 @@ from e2rank.index import Store, build_index
 from e2rank.index.opened import Opened
 from e2rank.index.verify import check
 from e2rank.ingest import Ingest, check_same
+from e2rank.passages import Split
 from e2rank.where import read_where
 
 _log = logging.getLogger("e2rank")
@@ -58,6 +60,10 @@ class Indexed:
         encoder that makes them, as 'minilm' does for 'minilm-base', a rerank encodes its
         candidates; `migrate` makes an index that stores them.
 
+        With `IndexConfig(passages=128)` documents are split into passages that the encoder reads
+        whole (`e2rank.passages`), and go on being what is added, deleted, counted and found. Two
+        fields of metadata, "passage_of" and "passage_start", are then the index's own.
+
         Args:
             documents: documents, or mappings with id, text and optionally title, metadata and
                 vector, what the encoder gave for title and text elsewhere: see `Document`.
@@ -71,20 +77,25 @@ class Indexed:
         Raises:
             CorpusError: for a document that cannot be indexed, or when there is none to
                 replace an index that holds some.
-            ValueError: if the folder is taken, or the factory cannot be built.
+            ValueError: if the folder is taken, the factory cannot be built, or the encoder cannot
+                split documents.
             EncodingError: if the model gives a vector that is not finite.
             OSError: if the disk is full; what is done is kept for `resume`.
         """
         loaded = load_encoder(encoder)
         ingest = Ingest(loaded)
-        asked = ingest.batches
+        asked, config = ingest.batches, index or IndexConfig()
+        given: Iterable[Document | Mapping[str, Any]] = documents
+        if config.passages:
+            given = split = Split(documents, loaded, config.passages)
+            progress = _counting(split, progress)
         build_index(
-            documents,
+            given,
             Path(folder),
             encode=asked.encode,
             encoder=asked.info,
             contract=loaded.contract.to_dict(),
-            config=index or IndexConfig(),
+            config=config,
             truncated=asked.truncated,
             tokens=asked.tokens,
             sparse=asked.sparse,
@@ -146,7 +157,11 @@ class Indexed:
         return cls(loaded, store, read_only=read_only)
 
     def __len__(self) -> int:
-        return len(self.store)
+        return whole.count(self.store)
+
+    def __iter__(self) -> Iterator[Document]:
+        """Every document, in the order of its first row, streamed."""
+        return whole.every(self.store)
 
     def __reduce__(self) -> Any:
         # For pickle and copy, which would say no more than that SQLite's connections do not.
@@ -156,10 +171,13 @@ class Indexed:
         )
 
     def __contains__(self, identifier: object) -> bool:
-        return isinstance(identifier, str) and self.store.row_of(identifier) is not None
+        return isinstance(identifier, str) and bool(whole.rows_of(self.store, [identifier]))
 
     def get(self, ids: Iterable[str]) -> list[Document]:
-        """Documents by id, in the order asked; `engine.store` iterates over all.
+        """Documents by id, in the order asked; the engine itself iterates over all.
+
+        Of an index of passages they are whole again, but for a title that was split with its text:
+        it is part of that then.
 
         Args:
             ids: of documents of the index.
@@ -168,13 +186,14 @@ class Indexed:
             ValueError: for one string instead of several, or an id that is no string.
         """
         store = self.store
-        return store.documents(_rows(store, ids))
+        return list(whole.documents(store, _rows(store, ids)))
 
     def vectors(self, ids: Iterable[str]) -> np.ndarray:
         """The stored (n, d) float32 unit vectors of documents by id, in the order asked.
 
         `engine.search(engine.vectors(["wing"])[0], rerank=False)` finds what is like a document,
-        and that document first.
+        and that document first. In an index of passages it is the mean of the document's, made
+        a unit vector.
 
         Args:
             ids: of documents of the index.
@@ -183,7 +202,7 @@ class Indexed:
             ValueError: for one string instead of several, or an id that is no string.
         """
         store = self.store
-        return store.vectors(_rows(store, ids))
+        return whole.vectors(store, _rows(store, ids))
 
     @property
     def store(self) -> Store:
@@ -263,7 +282,13 @@ class Indexed:
         """
         with self._index.change(commit=commit) as writer:
             ingest = Ingest(self.encoder, writer.base.manifest.encoder, str(writer.folder))
-            done = writer.add(documents, ingest.batches, progress)
+            if tokens := writer.base.manifest.index_config.passages:
+                split = Split(documents, self.encoder, tokens, writer.held)
+                writer.add(split, ingest.batches, _counting(split, progress))
+                writer.delete(split.left)
+                done = split.count
+            else:
+                done = writer.add(documents, ingest.batches, progress)
             # Once: a service that adds one at a time would say it again and again.
             self._told_of_cut = self._told_of_cut or ingest.report()
         return done
@@ -288,14 +313,14 @@ class Indexed:
             How many were there, and are gone.
         Raises:
             ValueError: for one string instead of several, an id that is no string, a filter that
-                is none, or one that is met by lacking a value in a field that no document has.
+                is none, one that is met by lacking a value in a field that no document has, or by
+                some passages of a document only.
             IndexBusy: if another process is writing.
         """
         wanted = _checked_ids(ids)
         condition = None if where is None else read_where(where)
         with self._index.change(commit=commit) as writer:
-            matched = 0 if condition is None else writer.delete_where(condition)
-            return matched + writer.delete(wanted)
+            return whole.delete(writer, wanted, condition)
 
     def commit(self) -> None:
         """Make what `add` and `delete` kept back durable and seen, at once.
@@ -342,9 +367,14 @@ class Indexed:
         check(store)
 
 
-def _rows(store: Store, ids: Iterable[str]) -> list[int]:
+def _counting(split: Split, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
+    """What is told of documents, where it is passages that are written."""
+    return None if progress is None else lambda _: progress(split.count)
+
+
+def _rows(store: Store, ids: Iterable[str]) -> list[list[int]]:
     wanted = _checked_ids(ids)
-    found = store.rows_of(wanted)
+    found = whole.rows_of(store, wanted)
     if missing := [each for each in wanted if each not in found]:
         raise KeyError(f"{store.folder} holds no document {missing[0]!r}")
     return [found[each] for each in wanted]

@@ -11,6 +11,7 @@ from e2rank.encoders import Encoder
 from e2rank.encoders.presets import load_encoder
 from e2rank.engine import Engine
 from e2rank.index import Store
+from e2rank.whole import every, rows_of
 
 _TOGETHER = 1000
 _PASSES = 20
@@ -55,7 +56,8 @@ def migrate(
         if not (Path(new) / "manifest.json").exists():
             update = True
             how = config or _possible(source.manifest.index_config, loaded)
-            Engine.build(source, new, loaded, how, resume=True, progress=progress).close()
+            documents = every(source)
+            Engine.build(documents, new, loaded, how, resume=True, progress=progress).close()
     engine = Engine.open(new, loaded)
     try:
         if not update:
@@ -87,8 +89,8 @@ def _caught_up(engine: Engine, old: Path) -> bool:
     before = engine.store.manifest.commit
     with Store.open(old) as source:
         # What is there already stays where it is.
-        engine.add(source, commit=False)
-        engine.delete(_gone(engine.store, source), commit=False)
+        engine.add(every(source), commit=False)
+        engine.delete(_gone(engine, source), commit=False)
         engine.commit()
         commit = source.manifest.commit
     if engine.store.manifest.commit != before:
@@ -97,8 +99,8 @@ def _caught_up(engine: Engine, old: Path) -> bool:
         return newest.manifest.commit == commit
 
 
-def _gone(there: Store, source: Store) -> Iterator[str]:
+def _gone(there: Engine, source: Store) -> Iterator[str]:
     """Ids in the new index that the old one has no more."""
     documents = iter(there)
     while part := [each.id for each in islice(documents, _TOGETHER)]:
-        yield from sorted(set(part) - source.rows_of(part).keys())
+        yield from sorted(set(part) - rows_of(source, part).keys())

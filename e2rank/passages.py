@@ -1,16 +1,17 @@
 """Long documents as passages: each short enough for an encoder, together the whole text."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from e2rank.documents import Document, as_documents
 from e2rank.encoders import Encoder
 from e2rank.encoders.tokens import Wording
 from e2rank.errors import CorpusError
+from e2rank.whole import OF, START, ids_of, passage_id
 
-FIELD = "document"
-"""The metadata field of a passage that holds its document's id."""
+_TOGETHER = 1000
 
 # After what closes a sentence, or a line.
 _ENDS = re.compile(r"[.!?][\"')\]]*\s+|\n+")
@@ -21,48 +22,105 @@ def split_documents(
     encoder: Encoder,
     *,
     tokens: int = 128,
-    overlap: int = 32,
+    overlap: int | None = None,
 ) -> Iterator[Document]:
     """Every document as one or several passages that the encoder reads whole.
 
-    A passage is a document of its own: its id is that of its document, "#" and a number from 0; it
-    has its document's title and metadata, and under "document" its document's id, by which
-    `Engine.search(collapse="document")` shows each document once, by its best passage, and
-    `engine.delete(where={"document": id})` deletes all. It ends with a sentence where one ends in
-    its second half. Nothing of a text is left out but white space between passages.
+    An index of `IndexConfig(passages=128)` does this by itself, and is searched, added to and
+    deleted from by documents. In any other index passages are documents of their own: the id of one
+    is that of its document, "#" and a number from 0; it has its document's title and metadata,
+    under "passage_of" its document's id and under "passage_start" the character of the document's
+    text that it begins with.
+
+    A passage ends with a sentence where one ends in its second half, and keeps the white space
+    behind it: overlaps apart, passages one after another are the text.
 
     A title that would take more than half of a passage is split with the text instead.
-
-    Before a document is added again, delete its passages: there may be fewer of them now.
 
     Args:
         documents: as for `Engine.build`, without vectors.
         encoder: whose tokens are counted, with a tokenizer of its own (`words`), as those of torch
             and exported ones have.
         tokens: that a passage has at most, its title and what the contract adds included.
-        overlap: tokens at the end of a passage that the next one begins with, a quarter at most.
+        overlap: tokens at the end of a passage that the next one begins with, a quarter at most;
+            None for a quarter.
     Raises:
         CorpusError: for a document that brings a vector, which is none of its passages', or has
-            metadata under "document".
+            metadata under "passage_of" or "passage_start".
         ValueError: if the encoder has no tokenizer, or tokens and overlap leave no room for a text.
     """
     words = getattr(encoder, "words", None)
     if not isinstance(words, Wording):
         raise ValueError(f"{encoder.name} has no tokenizer of its own to split documents by")
-    most = encoder.contract.document_tokens
-    if not 0 < tokens <= most or not 0 <= overlap <= tokens // 4:
+    most, over = encoder.contract.document_tokens, tokens // 4 if overlap is None else overlap
+    if not 0 < tokens <= most or not 0 <= over <= tokens // 4:
         raise ValueError(
-            f"passages of {tokens} tokens that overlap by {overlap}; expected at most the {most} "
+            f"passages of {tokens} tokens that overlap by {over}; expected at most the {most} "
             "that the encoder reads, and an overlap of a quarter at most"
         )
+    return _split(documents, words, tokens, over)
+
+
+class Split(Iterable[Document]):
+    """The passages of documents that an index of passages is given, and what they leave behind.
+
+    To be iterated over once.
+
+    `count` is how many documents were read so far. `left` are the ids of passages that the index
+    holds of the former texts of these, and that they have no more; known when all are read.
+    """
+
+    def __init__(
+        self,
+        documents: Iterable[Document | Mapping[str, Any]],
+        encoder: Encoder,
+        tokens: int,
+        held: Callable[[list[str]], Collection[str]] | None = None,
+    ) -> None:
+        """Make ready to split.
+
+        Args:
+            documents: as for `split_documents`.
+            encoder: of the index.
+            tokens: of a passage.
+            held: which of some ids the index holds; None for a new one.
+        Raises:
+            ValueError: as by `split_documents`.
+        """
+        # Refused before anything is written.
+        split_documents((), encoder, tokens=tokens)
+        self._documents, self._held = documents, held
+        self._encoder, self._tokens = encoder, tokens
+        self.count, self.left = 0, list[str]()
+
+    def __iter__(self) -> Iterator[Document]:
+        documents = as_documents(self._documents)
+        while batch := list(islice(documents, _TOGETHER)):
+            numbers = dict.fromkeys((each.id for each in batch), 0)
+            for passage in split_documents(batch, self._encoder, tokens=self._tokens):
+                owner = passage.metadata[OF]
+                self.count += not numbers[owner]
+                numbers[owner] += 1
+                yield passage
+            if self._held:
+                left = ids_of(self._held, numbers)
+                self.left += [each for ids in left.values() for each in ids]
+
+
+def _split(
+    documents: Iterable[Document | Mapping[str, Any]], words: Wording, tokens: int, overlap: int
+) -> Iterator[Document]:
     for document in as_documents(documents):
         _check(document)
-        for number, (title, text) in enumerate(_pieces(document, words, tokens, overlap)):
+        title, text = document.title, document.text
+        if tokens - words.length(title) < tokens // 2:
+            title, text = "", document.body
+        for number, (start, stop) in enumerate(_pieces(title, text, words, tokens, overlap)):
             yield Document(
-                id=f"{document.id}#{number}",
-                text=text,
+                id=passage_id(document.id, number),
+                text=text[start:stop],
                 title=title,
-                metadata={**document.metadata, FIELD: document.id},
+                metadata={**document.metadata, OF: document.id, START: start},
             )
 
 
@@ -72,34 +130,48 @@ def _check(document: Document) -> None:
             f"document {document.id!r} brings a vector, which is none of its passages': leave it "
             "out, or give the passages theirs"
         )
-    if FIELD in document.metadata:
+    if taken := {OF, START} & document.metadata.keys():
         raise CorpusError(
-            f"document {document.id!r} has metadata under {FIELD!r}, where the ids of documents "
-            "stand in their passages: call it otherwise"
+            f"document {document.id!r} has metadata under {min(taken)!r}, where passages say what "
+            "they are of: call it otherwise"
         )
 
 
 def _pieces(
-    document: Document, words: Wording, budget: int, overlap: int
-) -> Iterator[tuple[str, str]]:
-    """Title and text of each passage."""
-    title, text = document.title, document.text
-    if budget - words.length(title) < budget // 2:
-        title, text = "", document.body
+    title: str, text: str, words: Wording, budget: int, overlap: int
+) -> Iterator[tuple[int, int]]:
+    """Where each passage begins and ends in the text."""
+    found = None
+    for start, stop in _cut(title, text, words, budget, overlap):
+        if text[start:stop].strip():
+            if found:
+                yield found
+            # An encoder leaves out the blanks before a text, but not those behind a title.
+            found = (start if found or title else 0, stop)
+        elif found:
+            found = (found[0], stop)
+        elif title:
+            found = (0, stop)
+    yield found or (0, len(text))
+
+
+def _cut(
+    title: str, text: str, words: Wording, budget: int, overlap: int
+) -> Iterator[tuple[int, int]]:
+    """The same, with those that are blank."""
     room = budget - words.length(title)
     if room < 1:
         raise ValueError(f"passages of {budget} tokens have no room for a text")
     places, start, most = _Places(text, words), 0, room
     while True:
         stop = places.end(start, most)
-        piece = places.text(start, stop)
-        over = words.length(f"{title} {piece}".strip()) - budget
+        first, last = places.at(start), places.at(stop)
+        over = words.length(f"{title} {text[first:last]}".strip()) - budget
         if over > 0 and stop - start > 1:
             # Tokens at the seams may split differently than inside the text.
             most = max(1, stop - start - over)
             continue
-        if piece.strip() or (not start and stop == len(places)):
-            yield title, piece
+        yield first, last
         if stop == len(places):
             return
         start, most = places.beginning(max(start + 1, stop - overlap), stop), room
@@ -122,11 +194,11 @@ class _Places:
     def __len__(self) -> int:
         return len(self._spans)
 
-    def text(self, start: int, stop: int) -> str:
-        """The text of the tokens from `start` up to `stop`, and what is between them."""
-        first = self._spans[start][0] if start else 0
-        last = self._spans[stop][0] if stop < len(self) else len(self._text)
-        return self._text[first:last].strip() if start or stop < len(self) else self._text
+    def at(self, place: int) -> int:
+        """The character that a passage begins with whose first token is this one."""
+        if place == len(self):
+            return len(self._text)
+        return self._spans[place][0] if place else 0
 
     def end(self, start: int, most: int) -> int:
         """Where a passage of so many tokens at most ends: with the text, a sentence or a word."""

@@ -16,6 +16,7 @@ from e2rank.index import Store
 from e2rank.rerank import Scored
 from e2rank.rerank.refine import MaxSim, refined
 from e2rank.scores import fuse, maxsim, rank
+from e2rank.whole import START, is_split, of_passage
 
 
 class _Records:
@@ -222,7 +223,9 @@ class Pool:
         """The best k, with their documents."""
         order = rank(self.scores)
         order = order[:k] if collapse is None else order[collapse.best(store, self.rows[order], k)]
-        documents = store.documents(self.rows[order])
+        found = store.documents(self.rows[order])
+        documents = [of_passage(each) for each in found] if is_split(store) else found
+        starts = [each.metadata[START] for each in found] if is_split(store) else [0] * len(found)
         return tuple(
             Hit(
                 id=document.id,
@@ -233,6 +236,9 @@ class Pool:
                 metadata=document.metadata,
                 first_score=float(self.first[place]),
                 first_rank=int(self.first_rank[place]) or None,
+                start=start,
             )
-            for number, (place, document) in enumerate(zip(order, documents, strict=True), start=1)
+            for number, (place, document, start) in enumerate(
+                zip(order, documents, starts, strict=True), start=1
+            )
         )

@@ -77,9 +77,9 @@ class Search:
         how = self.refine
         if self.collapse and how and not how.k and (how.alpha, how.beta) != (None, None):
             raise ValueError(
-                "MaxSim's alpha and beta prune for the k documents that are shown, and collapse "
-                "shows fewer of those: give MaxSim a k of its own, of documents before they are "
-                "collapsed"
+                "MaxSim's alpha and beta prune for the k that are shown, and of passages, or where "
+                "documents are collapsed, fewer of those are: give MaxSim a k of its own, of all "
+                "before that"
             )
 
     def run(self, queries: Sequence[str | np.ndarray]) -> list[Hits]:

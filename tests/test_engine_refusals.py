@@ -108,7 +108,7 @@ def test_an_engine_that_adds_one_at_a_time_warns_of_long_texts_once_and_counts_a
             engine.add([each])
         assert [each for each in caplog.messages if "are longer" in each] == [
             "1 of the 1 documents read are longer than the encoder reads (512 tokens): what is "
-            "beyond is not in its vectors (e2rank.passages.split_documents makes passages of them)"
+            "beyond is not in its vectors (IndexConfig(passages=128), --passages 128, splits them)"
         ]
         assert engine.store.manifest.truncated == 4
 

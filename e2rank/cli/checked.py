@@ -11,6 +11,7 @@ from e2rank.engine import Engine
 from e2rank.evaluate.collection import Collection
 from e2rank.evaluate.trec import Run
 from e2rank.hits import check_columns
+from e2rank.whole import rows_of
 
 _COMPARED = 10
 """Documents whose texts are compared: of another collection all ten differ."""
@@ -65,9 +66,9 @@ def check_indexed(engine: Engine, collection: Collection, collapse: str | None =
     """
     judged = {document for grades in collection.qrels.values() for document in grades}
     if collapse is None:
-        found = set(engine.store.rows_of(list(judged)))
+        found = set(rows_of(engine.store, list(judged)))
     else:
-        found = {thing_of(each.metadata, each.id, collapse) for each in engine.store}
+        found = {thing_of(each.metadata, each.id, collapse) for each in engine}
     absent = len(judged - found)
     if 2 * absent > len(judged):
         raise ValueError(
@@ -86,7 +87,7 @@ def check_listed(engine: Engine, collection: Collection, lists: Run) -> None:
         CorpusError: if the corpus is broken.
     """
     for query, ranking in lists.items():
-        found = engine.store.rows_of([document for document, _ in ranking])
+        found = rows_of(engine.store, [document for document, _ in ranking])
         for document, _ in ranking:
             if document not in found:
                 raise ValueError(f"the list of query {query!r} has {document!r}, which is nowhere")

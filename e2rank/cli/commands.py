@@ -1,5 +1,6 @@
 """The commands that build, search and show an index."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +19,8 @@ from e2rank.engine import Engine
 from e2rank.index import Store
 from e2rank.index.tokens import kinds_of
 from e2rank.index.verify import check
-from e2rank.passages import split_documents
 from e2rank.where import where_from_text
+from e2rank.whole import count, is_split
 
 app = typer.Typer(
     help="One embedding model that retrieves and reranks.",
@@ -57,7 +58,7 @@ def index(
     config = load_recipe(IndexConfig, recipe) if recipe else IndexConfig()
     loaded, documents = load_encoder(encoder, dtype=dtype), read_corpus(corpus, vectors)
     if passages is not None:
-        documents = split_documents(documents, loaded, tokens=passages, overlap=passages // 4)
+        config = replace(config, passages=passages)
     try:
         with progress("documents", None) as done:
             engine = Engine.build(
@@ -96,6 +97,9 @@ def search(
         typer.Option(help="What a hit's metadata must be, such as: year >= 2020 and lang = 'en'."),
     ] = None,
     collapse: options.Collapse = None,
+    every_passage: Annotated[
+        bool, typer.Option(help="Show each passage, where documents were split into some.")
+    ] = False,
     encoder: Moved = None,
     cross_encoder: options.CrossEncoder = None,
     json: options.Json = False,
@@ -116,7 +120,7 @@ def search(
             prompt=kind,
             shown=shown,
             where=asked,
-            collapse=collapse,
+            collapse=False if every_passage else collapse,
         )
     if json:
         print_json(hits.to_dict())
@@ -158,7 +162,8 @@ def _show(store: Store, *, as_json: bool) -> None:
     manifest, config = store.manifest, store.manifest.index_config
     fields = {
         "folder": str(store.folder),
-        "documents": len(store),
+        "documents": count(store),
+        "passages": len(store) if is_split(store) else 0,
         "deleted": manifest.deleted,
         "segments": len(manifest.segments),
         "commit": manifest.commit,

@@ -76,7 +76,7 @@ def evaluate(
     with Engine.open(folder, encoder, dtype=dtype) as engine:
         names = rerank or alone or [Ranker.NONE, own_ranker(engine, prompt)]
         check_indexed(engine, collection, collapse)
-        check_ids(run_out, collection.queries, engine.store)
+        check_ids(run_out, collection.queries, engine)
         rankers = by_stages(
             stages,
             names,

@@ -52,14 +52,13 @@ Passages = Annotated[
     int | None,
     typer.Option(
         help="Split documents into passages of at most so many tokens, 128 say, that overlap by a "
-        "quarter; search with --collapse document."
+        "quarter; what is added later, too."
     ),
 ]
 Collapse = Annotated[
     str | None,
     typer.Option(
-        help="Show only the best of documents that hold one value in this metadata field; of "
-        "passages: document."
+        help="Show only the best of documents that hold one value in this metadata field."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

@@ -125,7 +125,7 @@ def report_cut(encoder: "Encoder", cut: int, texts: int) -> None:
     # What the vectors lack, BM25 still finds, and perhaps another model's vectors.
     what = (
         "the encoder reads ({} tokens): what is beyond is not in its vectors "
-        "(e2rank.passages.split_documents makes passages of them)"
+        "(IndexConfig(passages=128), --passages 128, splits them)"
     )
     if len(budgets) > 1:
         what = (

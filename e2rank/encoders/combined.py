@@ -116,6 +116,11 @@ class Combined:
         return tuple(sorted(budgets))
 
     @property
+    def words(self) -> Any:
+        """The dense encoder's tokenizer, by which documents are split; None if it has none."""
+        return getattr(self.dense, "words", None)
+
+    @property
     def adapter_fingerprint(self) -> str:
         """What identifies the dense encoder's adapter; "" without one."""
         return str(getattr(self.dense, "adapter_fingerprint", ""))

@@ -161,7 +161,7 @@ class Manifest:
 
 def _later(config: dict[str, Any]) -> bool:
     """Whether a configuration says something that format 3 does not know."""
-    return any(name.startswith(("sparse", "token", "bm25")) for name in config)
+    return any(name.startswith(("sparse", "token", "bm25", "passages")) for name in config)
 
 
 def _check(manifest: Manifest) -> None:

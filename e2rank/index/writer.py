@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -158,6 +158,15 @@ class Writer:
             self._parts.append(new)
             self._changed = True
         return done
+
+    def held(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that the index holds, with what was changed here."""
+        return {
+            identifier
+            for part in self._parts
+            for identifier, row in part.segment.table.rows_of(ids).items()
+            if part.alive[row]
+        }
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete documents by id.

@@ -3,7 +3,7 @@
 import json
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -127,6 +127,13 @@ class Fields:
         if value is not None and (not isinstance(value, str) or len(value) > _LONGEST):
             raise _wrong(name, value, f"a string of at most {_LONGEST} characters")
         return value
+
+    def name_or_off(self, name: str) -> str | Literal[False] | None:
+        """A short string, or false."""
+        if self._left.get(name) is False:
+            del self._left[name]
+            return False
+        return self.name(name)
 
     def strings(self, name: str, default: list[str]) -> list[str]:
         """A list of strings."""

@@ -77,7 +77,7 @@ def _options(body: Fields) -> Mapping[str, Any]:
         "prompt": body.one_of("prompt", ("text", "vectors"), None),
         "fuse": body.share("fuse", None),
         "where": body.filter("where"),
-        "collapse": body.name("collapse"),
+        "collapse": body.name_or_off("collapse"),
     }
     return {name: value for name, value in given.items() if value is not None}
 

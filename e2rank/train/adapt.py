@@ -93,7 +93,7 @@ def adapt(
         engine.refresh()
         encoder = _adaptable(engine, teacher)
         asked = _queries(engine, settings, queries, trains=teacher is not None)
-        depth = min(settings.depth or (30 if teacher else 100), len(engine) - 1)
+        depth = min(settings.depth or (30 if teacher else 100), len(engine.store) - 1)
         with remembered(engine, teacher, where / WORK) as labels:
             found = label(engine, asked, labels, depth, progress=progress)
         directions = term_directions(
@@ -143,9 +143,9 @@ def _adaptable(engine: Engine, teacher: Reranker | None) -> TorchEncoder:
             f"{encoder.name} gives no token vectors to learn from; pass a cross-encoder as the "
             "teacher"
         )
-    if len(engine) < 3:
+    if len(engine.store) < 3:
         raise ValueError(
-            f"the index holds {len(engine)} documents; at least 3 are needed to rank some"
+            f"the index holds {len(engine.store)} documents; at least 3 are needed to rank some"
         )
     if encoder.adapter is not None and encoder.adapter.directions() is not None:
         raise ValueError(

@@ -16,6 +16,7 @@ from e2rank.search import check_queries
 from e2rank.train.examples import Example
 from e2rank.train.mined import Mined
 from e2rank.train.teacher import Teacher, ask
+from e2rank.whole import is_split
 
 TOGETHER = 64
 """Queries searched, and shown to the teacher, at a time."""
@@ -176,9 +177,13 @@ class _Miner:
         ids = self.positives.get(query)
         if not ids or isinstance(ids, str):
             raise ValueError(f"the query {query!r} has no positives; expected a set of ids")
-        rows = {each: self.engine.store.row_of(each) for each in ids}
+        store = self.engine.store
+        rows = {each: store.row_of(each) for each in ids}
         if unknown := sorted(each for each, row in rows.items() if row is None):
-            raise ValueError(f"the index has no document {unknown[0]!r}, a positive of {query!r}")
+            hint = " (of an index of passages, name these: 'ID#0')" if is_split(store) else ""
+            raise ValueError(
+                f"the index has no document {unknown[0]!r}, a positive of {query!r}{hint}"
+            )
         return np.array(sorted(row for row in rows.values() if row is not None), dtype=np.int64)
 
     def _chosen(self, pool: _Pool, random: np.random.Generator) -> _Pool:

@@ -1,0 +1,167 @@
+"""An index of passages by its documents: found by their ids, counted, and given back whole."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
+
+import numpy as np
+
+from e2rank.documents import Document
+from e2rank.errors import IndexFormatError
+from e2rank.index import Store
+from e2rank.index.writer import Writer
+from e2rank.scores import unit
+from e2rank.where import And, Condition, Not, fields_of, read_where
+
+OF = "passage_of"
+"""The metadata field of a passage that holds its document's id."""
+
+START = "passage_start"
+"""The metadata field of a passage that holds the character of its document's text it begins with,
+counted from 0."""
+
+_TOGETHER = 200
+
+
+def passage_id(identifier: str, number: int) -> str:
+    """The id of a document's passage, counted from 0."""
+    return f"{identifier}#{number}"
+
+
+def is_split(store: Store) -> bool:
+    """Whether the index holds passages, which it splits documents into."""
+    return store.manifest.index_config.passages > 0
+
+
+def ids_of(
+    held: Callable[[list[str]], Collection[str]], numbers: Mapping[str, int]
+) -> dict[str, list[str]]:
+    """The ids of the passages that an index holds of documents.
+
+    Args:
+        held: which of some ids the index holds.
+        numbers: of each document, the number of the first passage to look for.
+    Returns:
+        For each of these documents the ids in order, perhaps none.
+    """
+    found: dict[str, list[str]] = {each: [] for each in numbers}
+    wanted, many = dict(numbers), 8
+    while wanted:
+        asked = {
+            each: [passage_id(each, number) for number in range(first, first + many)]
+            for each, first in wanted.items()
+        }
+        there = held([identifier for ids in asked.values() for identifier in ids])
+        for each, ids in asked.items():
+            found[each] += [identifier for identifier in ids if identifier in there]
+        # They are numbered without gaps.
+        wanted = {each: wanted[each] + many for each, ids in asked.items() if ids[-1] in there}
+        many *= 2
+    return found
+
+
+def rows_of(store: Store, ids: Sequence[str]) -> dict[str, list[int]]:
+    """The rows of those of these documents that the index holds: its passages', or its own."""
+    if not is_split(store):
+        return {each: [row] for each, row in store.rows_of(ids).items()}
+    rows: dict[str, int] = {}
+
+    def held(passages: list[str]) -> Collection[str]:
+        found = store.rows_of(passages)
+        rows.update(found)
+        return found
+
+    parts = ids_of(held, dict.fromkeys(ids, 0))
+    return {each: [rows[passage] for passage in own] for each, own in parts.items() if own}
+
+
+def count(store: Store) -> int:
+    """Documents in the index."""
+    return len(_firsts(store)) if is_split(store) else len(store)
+
+
+def every(store: Store) -> Iterator[Document]:
+    """Every document, in the order of its first row, streamed."""
+    if not is_split(store):
+        yield from store
+        return
+    firsts = _firsts(store).rows
+    for start in range(0, len(firsts), _TOGETHER):
+        names = [each.metadata[OF] for each in store.documents(firsts[start : start + _TOGETHER])]
+        yield from documents(store, rows_of(store, names).values())
+
+
+def documents(store: Store, rows: Collection[Sequence[int]]) -> Iterator[Document]:
+    """The documents whose passages, or which themselves, have these rows, in this order.
+
+    Raises:
+        IndexFormatError: if passages are no text together.
+    """
+    parts = iter(store.documents([row for own in rows for row in own]))
+    for own in rows:
+        passages = list(islice(parts, len(own)))
+        yield _joined(passages, store) if is_split(store) else passages[0]
+
+
+def vectors(store: Store, rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """The (n, d) float32 unit vectors of n documents: the means of their passages', or their own.
+
+    Args:
+        store: the index.
+        rows: of each document.
+    """
+    found = store.vectors([row for own in rows for row in own])
+    if not is_split(store) or not rows:
+        return found
+    parts = np.split(found, np.cumsum([len(own) for own in rows])[:-1])
+    return unit(np.stack([part.mean(axis=0) for part in parts]))
+
+
+def delete(writer: Writer, ids: Sequence[str], condition: Condition | None) -> int:
+    """Delete documents, by id and by what their metadata are, with all their passages.
+
+    Returns:
+        How many there were.
+    Raises:
+        ValueError: as by `Writer.delete_where`, or if the condition is met by some passages of a
+            document only.
+    """
+    if not writer.base.manifest.index_config.passages:
+        matched = 0 if condition is None else writer.delete_where(condition)
+        return matched + writer.delete(ids)
+    matched = 0
+    if condition is not None:
+        if START in fields_of(condition) | fields_of(Not(condition)):
+            raise ValueError(
+                f"{START!r} differs within a document, and documents are deleted whole; nothing "
+                "was deleted"
+            )
+        matched = writer.delete_where(And((condition, read_where({START: 0}))))
+        writer.delete_where(condition)
+    found = ids_of(writer.held, dict.fromkeys(ids, 0))
+    writer.delete(identifier for own in found.values() for identifier in own)
+    return matched + sum(map(bool, found.values()))
+
+
+def of_passage(passage: Document) -> Document:
+    """A passage under its document's id and metadata."""
+    metadata = {k: v for k, v in passage.metadata.items() if k not in (OF, START)}
+    return Document(passage.metadata[OF], passage.text.rstrip(), passage.title, metadata)
+
+
+def _firsts(store: Store) -> Store:
+    """A view of the index that holds the first passage of each document."""
+    return store.where(read_where({START: 0})) if len(store) else store
+
+
+def _joined(passages: Sequence[Document], store: Store) -> Document:
+    texts, length = [], 0
+    for each in passages:
+        known = length - each.metadata[START]
+        if known < 0:
+            raise IndexFormatError(
+                f"{store.folder}: the passage {each.id!r} does not begin where the one before ends"
+            )
+        texts.append(each.text[known:])
+        length += len(texts[-1])
+    whole = of_passage(passages[0])
+    return Document(whole.id, "".join(texts), whole.title, whole.metadata)

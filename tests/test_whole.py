@@ -1,0 +1,286 @@
+"""An index of passages is added to, deleted from, counted and searched by documents."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from encoders_support import wordpiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from e2rank import CorpusError, Document, Engine, IndexConfig
+from e2rank.encoders.hashing import HashingEncoder
+from e2rank.encoders.tokens import Wording
+from e2rank.index.writer import Writer
+from e2rank.migrate import migrate
+from e2rank.passages import split_documents
+
+TOKENS = 24
+CONFIG = IndexConfig(passages=TOKENS)
+WORDS = ("wing", "panel", "flutter", "stall", "heat", "layer", "shock", "jet")
+
+
+class Hashing(HashingEncoder):
+    """Hashed words, and a tokenizer to split documents by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.contract = dataclasses.replace(self.contract, document_tokens=64)
+        self.fingerprint = f"hashing-words-{self.contract.digest()}"
+        self.words = Wording(wordpiece(), self.contract)
+
+
+def text_of(seed: int, sentences: int) -> str:
+    """Sentences of several lengths, the same for the same seed."""
+    random = np.random.default_rng(seed)
+    made = [" ".join(random.choice(WORDS, random.integers(2, 12))) for _ in range(sentences)]
+    return ".  ".join(made) + "."
+
+
+CORPUS = [
+    Document("a", text_of(1, 9), "Wings", {"year": 1950}),
+    Document("b", text_of(2, 1), "", {"year": 1951}),
+    Document("a#0", text_of(3, 5), "", {"year": 1952}),
+    Document("c", f"\n {text_of(4, 7)} \n", "Jets", {"year": 1950, "tags": ["x"]}),
+    Document("d", "", "", {}),
+]
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    with Engine.build(CORPUS, tmp_path / "i", Hashing(), CONFIG) as engine:
+        yield engine
+
+
+def passages_of(*documents: Document) -> list[str]:
+    return [each.id for each in split_documents(documents, Hashing(), tokens=TOKENS)]
+
+
+def test_documents_are_counted_found_and_given_back_as_they_came(engine: Engine) -> None:
+    assert len(engine.store) == len(passages_of(*CORPUS)) > 2 * len(CORPUS)
+    assert len(engine) == len(CORPUS)
+    assert list(engine) == CORPUS
+    assert engine.get(["c", "a", "d"]) == [CORPUS[3], CORPUS[0], CORPUS[4]]
+    assert engine.get([]) == []
+    assert all(each.id in engine for each in CORPUS)
+    assert "a#1" not in engine
+    assert "a#0#0" not in engine
+    with pytest.raises(KeyError, match="holds no document 'a#1'"):
+        engine.get(["a", "a#1"])
+
+
+def test_the_vector_of_a_document_is_the_mean_of_its_passages(engine: Engine) -> None:
+    found = engine.vectors(["a", "b"])
+    own = Hashing().encode_documents(
+        [each.body for each in split_documents(CORPUS[:1], Hashing(), tokens=TOKENS)]
+    )
+    mean = own.vectors.mean(axis=0)
+    np.testing.assert_allclose(found[0], mean / np.linalg.norm(mean), atol=1e-6)
+    np.testing.assert_allclose(
+        found[1], Hashing().encode_documents([CORPUS[1].body]).vectors[0], atol=1e-6
+    )
+    assert engine.search(found[1], 1, rerank=False)[0].id == "b"
+    assert engine.vectors([]).shape == (0, 256)
+
+
+@pytest.mark.parametrize("rerank", [False, "prf", "listwise"])
+def test_a_hit_is_a_document_with_its_best_passage(engine: Engine, rerank: Any) -> None:
+    query = "wing stall flutter"
+    every = engine.search(query, 100, rerank=rerank, collapse=False)
+    assert len(every) == len(engine.store)
+    found = engine.search(query, 100, rerank=rerank)
+    best: dict[str, Any] = {}
+    for hit in every:
+        best.setdefault(hit.id, hit)
+    assert [(hit.id, hit.start, hit.score) for hit in found] == [
+        (hit.id, hit.start, hit.score) for hit in best.values()
+    ]
+    whole = {each.id: each for each in CORPUS}
+    for hit in every:
+        own = whole[hit.id]
+        assert own.text[hit.start :].startswith(hit.text)
+        assert (hit.title, hit.metadata) == (own.title, own.metadata)
+    assert any(hit.start for hit in found)
+
+
+def test_a_run_names_a_document_once(engine: Engine) -> None:
+    found = engine.search("wing", 9, rerank=False)
+    assert len(found.to_trec("q").splitlines()) == len(found.to_beir()) == len(CORPUS)
+    every = engine.search("wing", 9, rerank=False, collapse=False)
+    for told in (every.to_beir, lambda: every.to_trec("q")):
+        with pytest.raises(ValueError, match="search without collapse=False"):
+            told()
+
+
+def test_a_list_of_documents_is_reranked_by_all_their_passages(engine: Engine) -> None:
+    whole = engine.search("wing stall", 9, rerank=False)
+    given = [(each.id, float(9 - n)) for n, each in enumerate(CORPUS)]
+    found = engine.rerank("wing stall", given, rerank="cosine", fuse=1.0)
+    assert [(hit.id, hit.start) for hit in found] == [(hit.id, hit.start) for hit in whole]
+    assert {hit.id: hit.first_score for hit in found} == dict(given)
+    again = engine.rerank("wing stall", whole, rerank="cosine")
+    assert [hit.id for hit in again] == [hit.id for hit in whole]
+    with pytest.raises(ValueError, match="the index holds no document 'a#1'"):
+        engine.rerank("wing", [("a#1", 1.0)])
+
+
+def test_filters_and_other_fields_hold_for_documents(engine: Engine) -> None:
+    found = engine.search("wing", 9, rerank=False, where={"year": 1950})
+    assert sorted(hit.id for hit in found) == ["a", "c"]
+    found = engine.search("wing", 9, rerank=False, collapse="year")
+    assert len({hit.metadata.get("year") for hit in found}) == len(found) == 4
+    inside = engine.search("wing", 99, rerank=False, collapse=False, where={"passage_of": "a"})
+    assert {hit.id for hit in inside} == {"a"}
+    assert len(inside) == len(passages_of(CORPUS[0]))
+
+
+@pytest.mark.parametrize("sentences", [1, 4, 20])
+def test_a_document_given_again_leaves_nothing_of_its_former_text(
+    engine: Engine, sentences: int
+) -> None:
+    new = Document("a", text_of(9, sentences), "Wings", {"year": 1999})
+    assert engine.add([new]) == 1
+    now = [new, *CORPUS[1:]]
+    assert sorted(each.id for each in engine.store) == sorted(passages_of(*now))
+    assert {each.id: each for each in engine} == {each.id: each for each in now}
+
+
+def test_a_document_given_again_as_it_is_changes_nothing(engine: Engine) -> None:
+    before = engine.store.manifest
+    assert engine.add(CORPUS) == len(CORPUS)
+    assert engine.store.manifest == before
+
+
+def test_changes_that_are_kept_back_replace_one_another(engine: Engine) -> None:
+    engine.add([Document("a", text_of(5, 30))], commit=False)
+    engine.add([Document("e", text_of(6, 30))], commit=False)
+    assert engine.delete(["e", "b"], commit=False) == 2
+    short = Document("a", "A wing.")
+    engine.add([short], commit=False)
+    assert len(engine) == len(CORPUS)
+    engine.commit()
+    now = [short, *CORPUS[2:]]
+    assert sorted(each.id for each in engine.store) == sorted(passages_of(*now))
+
+
+def test_documents_are_deleted_whole(engine: Engine) -> None:
+    assert engine.delete(["a", "a", "nothing", "a#1"]) == 1
+    assert [each.id for each in engine] == ["b", "a#0", "c", "d"]
+    assert engine.delete(["b"], where={"year": {">=": 1951}}) == 2
+    assert [each.id for each in engine] == ["c", "d"]
+    engine.compact()
+    assert list(engine) == CORPUS[3:]
+    for where in ({"passage_start": {">": 0}}, "not passage_start = 0"):
+        with pytest.raises(ValueError, match="deleted whole; nothing was deleted"):
+            engine.delete(where=where)
+    assert list(engine) == CORPUS[3:]
+    assert engine.delete(where={}) == 2
+    assert (len(engine), list(engine), len(engine.store)) == (0, [], 0)
+    engine.add(CORPUS)
+    assert list(engine) == CORPUS
+
+
+def test_a_failed_add_leaves_all_as_it_was(engine: Engine) -> None:
+    with pytest.raises(CorpusError):
+        engine.add([Document("a", "A wing."), Document("a", "Another.")])
+    with pytest.raises(CorpusError, match="'e' has metadata under 'passage_of'"):
+        engine.add([Document("a", "A wing."), Document("e", "b", metadata={"passage_of": "x"})])
+    assert list(engine) == CORPUS
+    assert sorted(each.id for each in engine.store) == sorted(passages_of(*CORPUS))
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+def test_a_killed_build_goes_on_and_gives_the_same_index(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, batch=4)
+
+    def cut_short() -> Iterator[Document]:
+        yield from CORPUS[:3]
+        raise Killed
+
+    with pytest.raises(Killed):
+        Engine.build(cut_short(), tmp_path / "i", Hashing(), config)
+    done: list[int] = []
+    build = Engine.build
+    with (
+        build(CORPUS, tmp_path / "i", Hashing(), config, resume=True, progress=done.append) as one,
+        build(CORPUS, tmp_path / "j", Hashing(), config) as other,
+    ):
+        assert one.store.manifest.files == other.store.manifest.files
+    # Of documents, not of passages.
+    assert done[-1] == len(CORPUS)
+
+
+def test_an_encoder_without_a_tokenizer_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ValueError, match="hashing-256 has no tokenizer"):
+        Engine.build(CORPUS, tmp_path / "i", "hashing", CONFIG)
+    with pytest.raises(ValueError, match="at most the 64 that the encoder reads"):
+        Engine.build(CORPUS, tmp_path / "i", Hashing(), IndexConfig(passages=65))
+    assert not (tmp_path / "i").exists()
+
+
+@pytest.mark.parametrize("passages", [-1, True, 1.5, "128"])
+def test_a_length_that_is_none_is_refused(passages: Any) -> None:
+    with pytest.raises(ValueError, match="whole number of tokens, or 0"):
+        IndexConfig(passages=passages)
+
+
+def test_a_migrated_index_holds_the_same_documents_in_its_own_passages(engine: Engine) -> None:
+    folder = engine.store.folder
+    longer = IndexConfig(passages=48)
+    with migrate(folder, folder.with_name("j"), Hashing(), longer) as new:
+        assert list(new) == CORPUS
+        assert len(new.store) < len(engine.store)
+    engine.add([Document("b", text_of(7, 3)), Document("e", text_of(8, 6))])
+    engine.delete(["c"])
+    with migrate(folder, folder.with_name("j"), Hashing(), longer, update=True) as new:
+        assert {each.id: each for each in new} == {each.id: each for each in engine}
+        expected = split_documents(engine, Hashing(), tokens=48)
+        assert sorted(each.id for each in new.store) == sorted(each.id for each in expected)
+
+
+CHANGES = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.sampled_from("abc"), st.integers(0, 30)),
+        st.tuples(st.just("delete"), st.sampled_from("abc"), st.just(0)),
+        st.tuples(st.just("compact"), st.just(""), st.just(0)),
+    ),
+    max_size=8,
+)
+
+
+@settings(deadline=None, max_examples=25)
+@given(changes=CHANGES)
+def test_after_any_changes_the_index_holds_the_passages_of_what_is_there(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[str, str, int]]
+) -> None:
+    there = {"a": Document("a", text_of(0, 12))}
+    folder = tmp_path_factory.mktemp("changed") / "i"
+    with Engine.build(there.values(), folder, Hashing(), CONFIG) as engine:
+        for number, (what, name, sentences) in enumerate(changes):
+            if what == "add":
+                there[name] = Document(name, text_of(number, sentences))
+                engine.add([there[name]])
+            elif what == "delete":
+                assert engine.delete([name]) == (there.pop(name, None) is not None)
+            else:
+                engine.compact()
+            assert len(engine) == len(there)
+        assert {each.id: each for each in engine} == there
+        expected = passages_of(*there.values())
+        assert sorted(each.id for each in engine.store) == sorted(expected)
+
+
+def test_a_writer_says_what_it_holds_before_it_commits(engine: Engine) -> None:
+    engine.delete(["b"])
+    with Writer(engine.store) as writer:
+        assert writer.held(["a#0", "a#99", "b#0"]) == {"a#0"}
+        writer.delete(["a#0"])
+        assert writer.held(["a#0", "a#1"]) == {"a#1"}
