@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 from e2rank.documents import Document, as_documents
@@ -94,17 +93,22 @@ class Split(Iterable[Document]):
         self.count, self.left = 0, list[str]()
 
     def __iter__(self) -> Iterator[Document]:
-        documents = as_documents(self._documents)
-        while batch := list(islice(documents, _TOGETHER)):
-            numbers = dict.fromkeys((each.id for each in batch), 0)
-            for passage in split_documents(batch, self._encoder, tokens=self._tokens):
-                owner = passage.metadata[OF]
-                self.count += not numbers[owner]
-                numbers[owner] += 1
-                yield passage
-            if self._held:
-                left = ids_of(self._held, numbers)
-                self.left += [each for ids in left.values() for each in ids]
+        numbers: dict[str, int] = {}
+        for document in as_documents(self._documents):
+            passages = list(split_documents([document], self._encoder, tokens=self._tokens))
+            self.count += 1
+            yield from passages
+            numbers[document.id] = len(passages)
+            if len(numbers) == _TOGETHER:
+                self._leave(numbers)
+                numbers = {}
+        self._leave(numbers)
+
+    def _leave(self, numbers: Mapping[str, int]) -> None:
+        """Note what the index holds of documents beyond so many passages of each."""
+        if self._held:
+            left = ids_of(self._held, numbers)
+            self.left += [each for ids in left.values() for each in ids]
 
 
 def _split(

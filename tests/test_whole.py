@@ -1,6 +1,7 @@
 """An index of passages is added to, deleted from, counted and searched by documents."""
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,8 @@ def test_a_killed_build_goes_on_and_gives_the_same_index(tmp_path: Path) -> None
 
     with pytest.raises(Killed):
         Engine.build(cut_short(), tmp_path / "i", Hashing(), config)
+    progress = tmp_path / "i" / "segments" / "000001.partial" / "progress.json"
+    assert json.loads(progress.read_text())["done"] >= 4
     done: list[int] = []
     build = Engine.build
     with (
