@@ -1,5 +1,6 @@
 """Long documents as passages: each short enough for an encoder, together the whole text."""
 
+import contextlib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -8,12 +9,13 @@ from e2rank.documents import Document, as_documents
 from e2rank.encoders import Encoder
 from e2rank.encoders.tokens import Wording
 from e2rank.errors import CorpusError
-from e2rank.whole import OF, START, ids_of, passage_id
+from e2rank.index.staging import Ids
+from e2rank.whole import NUMBER, OF, START, ids_of, passage_id
 
 _TOGETHER = 1000
 
-# After what closes a sentence, or a line.
-_ENDS = re.compile(r"[.!?][\"')\]]*\s+|\n+")
+# After what closes a sentence, or a line; some scripts write no blank behind a stop.
+_ENDS = re.compile(r"[.!?][\"'”’)\]]*\s+|[。！？।॥؟۔][\"'”’」』）]*\s*|\n+")
 
 
 def split_documents(
@@ -28,13 +30,15 @@ def split_documents(
     An index of `IndexConfig(passages=128)` does this by itself, and is searched, added to and
     deleted from by documents. In any other index passages are documents of their own: the id of one
     is that of its document, "#" and a number from 0; it has its document's title and metadata,
-    under "passage_of" its document's id and under "passage_start" the character of the document's
-    text that it begins with.
+    under "passage_of" its document's id, under "passage_number" that number and under
+    "passage_start" the character of the document's text that it begins with.
 
     A passage ends with a sentence where one ends in its second half, and keeps the white space
-    behind it: overlaps apart, passages one after another are the text.
+    behind it: overlaps apart, passages one after another are the text. What it repeats of the one
+    before begins with a sentence, too, or else with a word.
 
-    A title that would take more than half of a passage is split with the text instead.
+    A title that would take more than half of a passage is split with the text, in front of it, and
+    the passages have none; those that begin in it have a start below 0.
 
     Args:
         documents: as for `Engine.build`, without vectors.
@@ -45,7 +49,7 @@ def split_documents(
             None for a quarter.
     Raises:
         CorpusError: for a document that brings a vector, which is none of its passages', or has
-            metadata under "passage_of" or "passage_start".
+            metadata under one of these three names.
         ValueError: if the encoder has no tokenizer, or tokens and overlap leave no room for a text.
     """
     words = getattr(encoder, "words", None)
@@ -54,8 +58,8 @@ def split_documents(
     most, over = encoder.contract.document_tokens, tokens // 4 if overlap is None else overlap
     if not 0 < tokens <= most or not 0 <= over <= tokens // 4:
         raise ValueError(
-            f"passages of {tokens} tokens that overlap by {over}; expected at most the {most} "
-            "that the encoder reads, and an overlap of a quarter at most"
+            f"passages of {tokens} tokens that overlap by {over}; expected at most the {most} that "
+            f"{encoder.name} reads, and an overlap of a quarter of them at most"
         )
     return _split(documents, words, tokens, over)
 
@@ -94,15 +98,17 @@ class Split(Iterable[Document]):
 
     def __iter__(self) -> Iterator[Document]:
         numbers: dict[str, int] = {}
-        for document in as_documents(self._documents):
-            passages = list(split_documents([document], self._encoder, tokens=self._tokens))
-            self.count += 1
-            yield from passages
-            numbers[document.id] = len(passages)
-            if len(numbers) == _TOGETHER:
-                self._leave(numbers)
-                numbers = {}
-        self._leave(numbers)
+        with contextlib.closing(Ids()) as ids:
+            for document in as_documents(self._documents):
+                ids.add([document.id], self.count)
+                passages = list(split_documents([document], self._encoder, tokens=self._tokens))
+                self.count += 1
+                yield from passages
+                numbers[document.id] = len(passages)
+                if len(numbers) == _TOGETHER:
+                    self._leave(numbers)
+                    numbers = {}
+            self._leave(numbers)
 
     def _leave(self, numbers: Mapping[str, int]) -> None:
         """Note what the index holds of documents beyond so many passages of each."""
@@ -116,15 +122,21 @@ def _split(
 ) -> Iterator[Document]:
     for document in as_documents(documents):
         _check(document)
-        title, text = document.title, document.text
+        title, text, before = document.title, document.text, 0
         if tokens - words.length(title) < tokens // 2:
-            title, text = "", document.body
+            before = len(title) + 1
+            title, text = "", f"{title} {text}"
         for number, (start, stop) in enumerate(_pieces(title, text, words, tokens, overlap)):
             yield Document(
                 id=passage_id(document.id, number),
                 text=text[start:stop],
                 title=title,
-                metadata={**document.metadata, OF: document.id, START: start},
+                metadata={
+                    **document.metadata,
+                    OF: document.id,
+                    NUMBER: number,
+                    START: start - before,
+                },
             )
 
 
@@ -134,7 +146,7 @@ def _check(document: Document) -> None:
             f"document {document.id!r} brings a vector, which is none of its passages': leave it "
             "out, or give the passages theirs"
         )
-    if taken := {OF, START} & document.metadata.keys():
+    if taken := {OF, NUMBER, START} & document.metadata.keys():
         raise CorpusError(
             f"document {document.id!r} has metadata under {min(taken)!r}, where passages say what "
             "they are of: call it otherwise"
@@ -216,8 +228,12 @@ class _Places:
         return start + most
 
     def beginning(self, least: int, most: int) -> int:
-        """The first token in between that begins a word; `most` if none does."""
-        return next((place for place in range(least, most) if self._after_space(place)), most)
+        """The first token in between that begins a sentence, or else a word; `most` if none."""
+        for good in (self._after_sentence, self._after_space):
+            for place in range(least, most):
+                if good(place):
+                    return place
+        return most
 
     def _after_sentence(self, place: int) -> bool:
         return self._spans[place][0] in self._ends

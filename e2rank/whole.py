@@ -15,16 +15,25 @@ from e2rank.where import And, Condition, Not, fields_of, read_where
 OF = "passage_of"
 """The metadata field of a passage that holds its document's id."""
 
+NUMBER = "passage_number"
+"""The metadata field of a passage that holds its number in its document, from 0."""
+
 START = "passage_start"
 """The metadata field of a passage that holds the character of its document's text it begins with,
-counted from 0."""
+counted from 0; below 0 where it begins in a title that was split with the text."""
 
+_FIRST = read_where({NUMBER: 0})
 _TOGETHER = 200
 
 
 def passage_id(identifier: str, number: int) -> str:
     """The id of a document's passage, counted from 0."""
     return f"{identifier}#{number}"
+
+
+def owner_of(identifier: str) -> str:
+    """The id of the document of a passage with this id."""
+    return identifier.rpartition("#")[0]
 
 
 def is_split(store: Store) -> bool:
@@ -84,10 +93,17 @@ def every(store: Store) -> Iterator[Document]:
     if not is_split(store):
         yield from store
         return
-    firsts = _firsts(store).rows
-    for start in range(0, len(firsts), _TOGETHER):
-        names = [each.metadata[OF] for each in store.documents(firsts[start : start + _TOGETHER])]
-        yield from documents(store, rows_of(store, names).values())
+    every_name = names(store)
+    while together := list(islice(every_name, _TOGETHER)):
+        yield from documents(store, rows_of(store, together).values())
+
+
+def names(store: Store) -> Iterator[str]:
+    """The id of every document, in the order of its first row, streamed."""
+    rows = _firsts(store).rows if is_split(store) else store.rows
+    for start in range(0, len(rows), _TOGETHER):
+        ids = store.ids(rows[start : start + _TOGETHER])
+        yield from map(owner_of, ids) if is_split(store) else ids
 
 
 def documents(store: Store, rows: Collection[Sequence[int]]) -> Iterator[Document]:
@@ -130,12 +146,12 @@ def delete(writer: Writer, ids: Sequence[str], condition: Condition | None) -> i
         return matched + writer.delete(ids)
     matched = 0
     if condition is not None:
-        if START in fields_of(condition) | fields_of(Not(condition)):
+        if own := {NUMBER, START} & (fields_of(condition) | fields_of(Not(condition))):
             raise ValueError(
-                f"{START!r} differs within a document, and documents are deleted whole; nothing "
+                f"{min(own)!r} differs within a document, and documents are deleted whole; nothing "
                 "was deleted"
             )
-        matched = writer.delete_where(And((condition, read_where({START: 0}))))
+        matched = writer.delete_where(And((condition, _FIRST)))
         writer.delete_where(condition)
     found = ids_of(writer.held, dict.fromkeys(ids, 0))
     writer.delete(identifier for own in found.values() for identifier in own)
@@ -143,18 +159,19 @@ def delete(writer: Writer, ids: Sequence[str], condition: Condition | None) -> i
 
 
 def of_passage(passage: Document) -> Document:
-    """A passage under its document's id and metadata."""
-    metadata = {k: v for k, v in passage.metadata.items() if k not in (OF, START)}
+    """A passage under its document's id and metadata, without the blanks behind it."""
+    metadata = {k: v for k, v in passage.metadata.items() if k not in (OF, NUMBER, START)}
     return Document(passage.metadata[OF], passage.text.rstrip(), passage.title, metadata)
 
 
 def _firsts(store: Store) -> Store:
     """A view of the index that holds the first passage of each document."""
-    return store.where(read_where({START: 0})) if len(store) else store
+    return store.where(_FIRST) if len(store) else store
 
 
 def _joined(passages: Sequence[Document], store: Store) -> Document:
-    texts, length = [], 0
+    before = -passages[0].metadata[START]
+    texts, length = list[str](), -before
     for each in passages:
         known = length - each.metadata[START]
         if known < 0:
@@ -163,5 +180,7 @@ def _joined(passages: Sequence[Document], store: Store) -> Document:
             )
         texts.append(each.text[known:])
         length += len(texts[-1])
-    whole = of_passage(passages[0])
-    return Document(whole.id, "".join(texts), whole.title, whole.metadata)
+    whole, text = of_passage(passages[0]), "".join(texts)
+    # A title that was split with its text has a blank behind it.
+    title = text[: before - 1] if before else whole.title
+    return Document(whole.id, text[before:], title, whole.metadata)

@@ -134,6 +134,18 @@ class Rows:
             found |= zip(places.tolist(), segment.table.documents(own), strict=True)
         return [found[place] for place in range(len(wanted))]
 
+    def ids(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """The ids of the documents of these rows, in this order.
+
+        Raises:
+            IndexError: if there is no such row.
+        """
+        wanted = self._wanted(rows)
+        found: dict[int, str] = {}
+        for segment, places, own in self._parts(wanted):
+            found |= zip(places.tolist(), segment.table.names(own), strict=True)
+        return [found[place] for place in range(len(wanted))]
+
     def row_of(self, identifier: str) -> int | None:
         """The row of the document with this id, or None."""
         return self.rows_of([identifier]).get(identifier)

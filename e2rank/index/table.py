@@ -130,6 +130,20 @@ class Table:
             yield from page
             last = page[-1][0]
 
+    def names(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """The ids of these rows, in this order."""
+        found: dict[int, str] = {}
+        wanted = [int(row) for row in rows]
+        for start in range(0, len(wanted), 500):
+            part = wanted[start : start + 500]
+            marks = ",".join("?" * len(part))
+            with self._reading() as connection:
+                sql = f"SELECT row, id FROM documents WHERE row IN ({marks})"
+                found |= connection.execute(sql, part).fetchall()
+        if missing := [row for row in wanted if not isinstance(found.get(row), str)]:
+            raise damaged(self._path, f"it has no id for row {missing[0]}")
+        return [found[row] for row in wanted]
+
     def documents(self, rows: Sequence[int] | np.ndarray) -> list[Document]:
         """Documents of these rows, in this order."""
         found: dict[int, Document] = {}
