@@ -1,17 +1,20 @@
 """Documents that stand for one thing, such as the passages of a text, shown once: by the best."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from e2rank.index import Store
+from e2rank.whole import count_among, owner_of
 
 _TOGETHER = 64
 """Documents that are read at a time to see what they stand for."""
+
+_DEEPEST = 64
+"""How many times the depth is looked through at most for values of a field."""
 
 
 def thing_of(metadata: Mapping[str, Any], identifier: str, field: str) -> str:
@@ -24,10 +27,11 @@ def thing_of(metadata: Mapping[str, Any], identifier: str, field: str) -> str:
 class Collapse:
     """By a field of metadata: documents that hold one value there stand for one thing.
 
-    A document without the field stands for itself.
+    A document without the field stands for itself. Without a name of a field it is passages that
+    stand for the document that they are of.
     """
 
-    field: str
+    field: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is no name.
@@ -35,41 +39,75 @@ class Collapse:
         Raises:
             ValueError: saying so.
         """
-        if not isinstance(self.field, str) or not self.field:
-            raise ValueError(f"collapse is {self.field!r}; expected the name of a metadata field")
+        if self.field is not None and (not isinstance(self.field, str) or not self.field):
+            raise ValueError(
+                f"collapse is {self.field!r}; expected the name of a metadata field, None, or "
+                "False for every passage"
+            )
 
-    def best(self, store: Store, rows: np.ndarray, k: int) -> np.ndarray:
+
+@dataclass(frozen=True, slots=True)
+class Things:
+    """What the rows of a snapshot stand for; each is read once."""
+
+    store: Store
+    collapse: Collapse
+    _known: dict[int, str] = field(default_factory=dict)
+
+    def most(self) -> int:
+        """How many things there can be among the rows of the snapshot."""
+        return len(self.store) if self.collapse.field else count_among(self.store)
+
+    def deepest(self, depth: int) -> int:
+        """How many rows are looked through at most to find enough things, `depth` being usual.
+
+        All, to find documents; of a field they may hold few values, and are read for each.
+        """
+        return _DEEPEST * depth if self.collapse.field else max(depth, len(self.store))
+
+    def of(self, rows: np.ndarray) -> list[str]:
+        """A name for what each of (n,) rows stands for.
+
+        Raises:
+            ValueError: for a document that holds a list or an object in the field.
+        """
+        if new := [row for row in rows.tolist() if row not in self._known]:
+            self._known.update(zip(new, self._read(new), strict=True))
+        return [self._known[row] for row in rows.tolist()]
+
+    def best(self, rows: np.ndarray, k: int) -> np.ndarray:
         """Which places of a ranking stay.
 
         Args:
-            store: of the rows.
             rows: (n,) best first.
             k: how many to find.
         Returns:
             (m,) int64 ascending places, m <= k: the first of each thing.
-        Raises:
-            ValueError: for a document that holds a list or an object in the field.
         """
-        return np.array(list(islice(self._firsts(store, rows), k)), dtype=np.int64)
-
-    def _firsts(self, store: Store, rows: np.ndarray) -> Iterator[int]:
-        seen: set[str] = set()
+        seen: dict[str, int] = {}
         for start in range(0, len(rows), _TOGETHER):
-            for place, key in enumerate(self._keys(store, rows[start : start + _TOGETHER]), start):
-                if key is None or key not in seen:
-                    yield place
-                if key is not None:
-                    seen.add(key)
+            for place, key in enumerate(self.of(rows[start : start + _TOGETHER]), start):
+                seen.setdefault(key, place)
+                if len(seen) == k:
+                    return np.array(list(seen.values()), dtype=np.int64)
+        return np.array(list(seen.values()), dtype=np.int64)
 
-    def _keys(self, store: Store, rows: np.ndarray) -> Sequence[str | None]:
-        """The value of each document as JSON, which tells 1 from "1" and from true."""
+    def ranks(self, rows: np.ndarray) -> dict[str, int]:
+        """The rank of each thing, from 1, in a ranking of (n,) rows."""
+        names = dict.fromkeys(self.of(rows))
+        return {name: rank for rank, name in enumerate(names, start=1)}
+
+    def _read(self, rows: list[int]) -> list[str]:
+        if self.collapse.field is None:
+            return [owner_of(each) for each in self.store.ids(rows)]
         keys = []
-        for document in store.documents(rows):
-            value = document.metadata.get(self.field)
+        for row, document in zip(rows, self.store.documents(rows), strict=True):
+            value = document.metadata.get(self.collapse.field)
             if isinstance(value, list | dict):
                 raise ValueError(
-                    f"document {document.id!r} has {value!r:.60} under {self.field!r}; to collapse "
-                    "by it, it must be one value"
+                    f"document {document.id!r} has {value!r:.60} under {self.collapse.field!r}; to "
+                    "collapse by it, it must be one value"
                 )
-            keys.append(None if value is None else json.dumps(value))
+            # As JSON, which tells 1 from "1" and from true.
+            keys.append(f"row {row}" if value is None else json.dumps(value))
         return keys

@@ -22,7 +22,7 @@ from e2rank.rerank.choose import Rerank, choose
 from e2rank.rerank.refine import MaxSim, Refine, choose_refine
 from e2rank.search import Search
 from e2rank.where import read_where
-from e2rank.whole import OF, is_split, rows_of
+from e2rank.whole import is_split, nearest_of, rows_of
 
 
 class Engine(Indexed):
@@ -110,7 +110,8 @@ class Engine(Indexed):
                 interaction with stored token vectors; "listwise" for a prompt; False or "none";
                 "prf" for Rocchio feedback; a plan (`Full`, `Windows`, `Groups`); or any
                 `Reranker`.
-            depth: candidates to refine and rerank; at least k are gathered.
+            depth: candidates to refine and rerank; at least k are gathered. In an index of
+                passages these are passages.
             prompt: what a listwise prompt is made of: "text" for the candidates' texts;
                 "vectors" for their stored vectors, of as many as the longest list that the model
                 was trained on, the rest being scored only; None for what the model was trained
@@ -129,7 +130,9 @@ class Engine(Indexed):
                 returned; a document without the field stands for itself. Where fewer than k
                 different ones are among the `depth` (at least k) best of the first stage, the next
                 ones follow from the best 64 times as many. None does so with the passages of a
-                document, in an index of passages; False returns each passage there.
+                document, in an index of passages, where there are k hits wherever k documents
+                match; False returns each passage there. One document is searched by
+                `where={"passage_of": id}`.
         Raises:
             ValueError: for a blank query, an option out of range or a filter that is none; if the
                 encoder or the index lacks the vectors that a stage needs; for a vector that is
@@ -211,7 +214,8 @@ class Engine(Indexed):
         Args:
             query: not blank.
             ranking: (id, score) of documents of this index, best first; or the `Hits` of a search.
-                In an index of passages each stands for all passages of its document.
+                In an index of passages each document stands by its passage that is nearest to the
+                query.
             refine: as in `search_many`, before the rerank. All of the list is returned, so a
                 `MaxSim` prunes only if its own k is given.
             rerank: as in `search_many`, or "cosine" for the plain cosine with the query.
@@ -232,20 +236,24 @@ class Engine(Indexed):
         for identifier, _ in ranking:
             if identifier not in found:
                 raise ValueError(f"the index holds no document {identifier!r}")
-        rows = [(row, score) for identifier, score in ranking for row in found[identifier]]
+        parts = [found[identifier] for identifier, _ in ranking]
+        read, rows = None, [own[0] for own in parts]
+        if is_split(store) and parts:
+            read = self.encoder.encode_queries([query])
+            rows = nearest_of(store, read.vectors[0], parts)
         search = Search(
             gatherer=GivenList(
-                np.array([row for row, _ in rows], dtype=np.int64),
-                np.array([score for _, score in rows], dtype=np.float64),
+                np.array(rows, dtype=np.int64),
+                np.array([score for _, score in ranking], dtype=np.float64),
+                read,
             ),
             store=store,
             encoder=self.encoder,
             refine=self._refine(refine, store),
             reranker=choose(rerank, self.encoder, shown, prompt),
             k=max(len(ranking), 1),
-            depth=max(len(rows), 1),
+            depth=max(len(ranking), 1),
             weight=fuse,
-            collapse=_collapse(None, store),
         )
         return search.run([query])[0]
 
@@ -260,5 +268,5 @@ class Engine(Indexed):
 def _collapse(asked: str | Literal[False] | None, store: Store) -> Collapse | None:
     """What is shown once: what was asked for, else the documents of an index of passages."""
     if asked is None:
-        return Collapse(OF) if is_split(store) else None
+        return Collapse() if is_split(store) else None
     return None if asked is False else Collapse(asked)

@@ -6,16 +6,15 @@ from typing import cast
 
 import numpy as np
 
-from e2rank.collapse import Collapse
-from e2rank.encoders import Cost, total
-from e2rank.gather import Gathered, Gatherer
+from e2rank.collapse import Things
+from e2rank.encoders import Cost, Encoding, total
+from e2rank.gather import FromEncoded, Gathered, Gatherer
 from e2rank.gather.dense import DenseGatherer
-from e2rank.index import Store
+from e2rank.gather.hybrid import HybridGatherer
 from e2rank.pool import Pool
 
-_DEEPER, _DEEPEST = 4, 64
-"""How many times as many candidates are gathered where there are too few things among them, and
-how many times the depth at most."""
+_DEEPER = 4
+"""How many times as many candidates are gathered where there are too few things among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,24 +23,23 @@ class FirstStage:
 
     Args:
         gatherer: that finds rows.
-        store: of these rows.
         k: things to show.
         depth: candidates to find, at least k.
-        collapse: what makes several documents one thing; None if each is one.
+        things: what makes several documents one thing; None if each is one.
     """
 
     gatherer: Gatherer
-    store: Store
     k: int
     depth: int
-    collapse: Collapse | None
+    things: Things | None
 
     def gather(self, asked: Sequence[str | np.ndarray]) -> list[Pool]:
         """The `depth` best candidates of each query.
 
         Where they are fewer than k things, and the gatherer can find more, the best document of
         each of the next things follows, with a score no higher than theirs. What is found first
-        stays as it is, as fused scores depend on how many documents are fused.
+        stays as it is, as fused scores depend on how many documents are fused. The engine's encoder
+        does not read a query again for it.
 
         Args:
             asked: queries that are all texts, or all vectors.
@@ -49,32 +47,34 @@ class FirstStage:
             ValueError: if the gatherer gives what is no list of candidates, or a document cannot
                 be collapsed.
         """
-        pools, wide = self._found(asked, self.depth), self.depth
-        if self.collapse is None:
+        wide = self.depth
+        found = self._found(asked, wide)
+        pools = _pools(found, len(asked))
+        if (things := self.things) is None:
             return pools
-        lacking = [n for n, pool in enumerate(pools) if self._lacks(pool, len(pool.rows), wide)]
-        while lacking and wide < _DEEPEST * self.depth:
-            wide *= _DEEPER
-            deeper = self._found([asked[place] for place in lacking], wide)
-            found = dict(zip(lacking, deeper, strict=True))
-            for place, pool in found.items():
-                pools[place] = self._followed(pools[place], pool)
-            lacking = [n for n in lacking if self._lacks(pools[n], len(found[n].rows), wide)]
+        k, deepest = self.k, things.deepest(self.depth)
+        lacking = [n for n, each in enumerate(pools) if len(each.rows) >= wide]
+        lacking = [n for n in lacking if len(things.best(pools[n].rows, k)) < k]
+        if lacking:
+            k = min(k, things.most())
+        while wide < deepest:
+            lacking = [n for n in lacking if len(things.best(pools[n].rows, k)) < k]
+            if not lacking:
+                break
+            wide = min(wide * _DEEPER, deepest)
+            read = found.queries.only(lacking) if found.queries else None
+            deeper = self._found([asked[n] for n in lacking], wide, read)
+            more = dict(zip(lacking, _pools(deeper, len(lacking)), strict=True))
+            for place, pool in more.items():
+                pools[place] = self._followed(pools[place], pool, things)
+            lacking = [n for n in lacking if len(more[n].rows) >= wide]
         return pools
 
-    def _lacks(self, pool: Pool, found: int, wide: int) -> bool:
-        """Whether the gatherer may find more things than are among these candidates."""
-        return found >= wide and len(self._firsts(pool.rows)) < self.k
-
-    def _firsts(self, rows: np.ndarray) -> np.ndarray:
-        """Places of the best candidate of each of k things."""
-        return cast(Collapse, self.collapse).best(self.store, rows, self.k)
-
-    def _followed(self, pool: Pool, deeper: Pool) -> Pool:
+    def _followed(self, pool: Pool, deeper: Pool, things: Things) -> Pool:
         """The pool, and behind it the best of each thing that only a deeper search found."""
         n, new = len(pool.rows), ~np.isin(deeper.rows, pool.rows)
         rows, scores = deeper.rows[new], deeper.first[new]
-        firsts = self._firsts(np.concatenate([pool.rows, rows]))
+        firsts = things.best(np.concatenate([pool.rows, rows]), self.k)
         added = firsts[firsts >= n] - n
         first = np.minimum(scores[added], pool.first.min(initial=np.inf))
         first = np.concatenate([pool.first, first.astype(pool.first.dtype)])
@@ -88,14 +88,20 @@ class FirstStage:
             spent=total([pool.spent, deeper.spent]),
         )
 
-    def _found(self, asked: Sequence[str | np.ndarray], k: int) -> list[Pool]:
+    def _found(
+        self, asked: Sequence[str | np.ndarray], k: int, read: Encoding | None = None
+    ) -> Gathered:
+        """What the gatherer finds; `read` are the queries as they were encoded before."""
+        gatherer = self.gatherer
         vectors = [each for each in asked if isinstance(each, np.ndarray)]
         texts = [each for each in asked if isinstance(each, str)]
         if vectors:
-            found = cast(DenseGatherer, self.gatherer).nearest(vectors, k)
-        else:
-            found = self.gatherer.gather(texts, k)
-        return _pools(found, len(asked))
+            return cast(DenseGatherer, gatherer).nearest(vectors, k)
+        if isinstance(gatherer, HybridGatherer):
+            return gatherer.gather(texts, k, read)
+        if read is not None and isinstance(gatherer, FromEncoded):
+            return gatherer.find(read, k)
+        return gatherer.gather(texts, k)
 
 
 def _pools(found: Gathered, n: int) -> list[Pool]:

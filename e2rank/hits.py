@@ -20,11 +20,13 @@ class Hit:
         metadata: the document's.
         first_score: the first stage's: the cosine of query and document unless another stage was
             asked for, or the score in the list given.
-        first_rank: rank before the rerank, from 1; None for a document that only feedback found.
-        start: in an index of passages, where the document's best one, which is `text`, begins in
-            its text, in characters from 0.
+        first_rank: rank before the rerank, from 1, of the document, or of what it is collapsed to;
+            None for one that only feedback found.
+        start: in an index of passages, where `text` begins in the document's text, in characters
+            from 0; below 0 where it begins in a title that was split with the text.
 
-    In an index of passages, scores and first_rank are a passage's.
+    In an index of passages `text` is the document's best passage, without the blanks behind it,
+    and scores are that passage's.
     """
 
     id: str

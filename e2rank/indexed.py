@@ -365,6 +365,7 @@ class Indexed:
         store = self.store
         store.verify()
         check(store)
+        whole.check(store)
 
 
 def _counting(split: Split, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:

@@ -11,7 +11,8 @@ from e2rank.encoders import Encoder
 from e2rank.encoders.presets import load_encoder
 from e2rank.engine import Engine
 from e2rank.index import Store
-from e2rank.whole import every, rows_of
+from e2rank.passages import can_split
+from e2rank.whole import every, names, rows_of
 
 _TOGETHER = 1000
 _PASSES = 20
@@ -81,6 +82,9 @@ def _possible(config: IndexConfig, encoder: Encoder) -> IndexConfig:
     lost = [name for name in gone if getattr(config, name) != getattr(usual, name)]
     if lost:
         _log.warning("%s makes no such vectors: %s is left out", encoder.name, ", ".join(lost))
+    if config.passages and not can_split(encoder):
+        _log.warning("%s has no tokenizer to split documents by: they are kept whole", encoder.name)
+        lost.append("passages")
     return dataclasses.replace(config, **{name: getattr(usual, name) for name in lost})
 
 
@@ -101,6 +105,6 @@ def _caught_up(engine: Engine, old: Path) -> bool:
 
 def _gone(there: Engine, source: Store) -> Iterator[str]:
     """Ids in the new index that the old one has no more."""
-    documents = iter(there)
-    while part := [each.id for each in islice(documents, _TOGETHER)]:
+    ids = names(there.store)
+    while part := list(islice(ids, _TOGETHER)):
         yield from sorted(set(part) - rows_of(source, part).keys())

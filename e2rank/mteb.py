@@ -18,7 +18,7 @@ from e2rank.encoders.presets import load_encoder
 from e2rank.engine import Engine
 from e2rank.errors import MissingExtra
 from e2rank.hits import Hit, Hits
-from e2rank.whole import rows_of
+from e2rank.whole import names, rows_of
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
@@ -241,7 +241,7 @@ class MtebSearch:
             # Read once, as it may be an iterator.
             count = engine.add(_documents(_noting(corpus, given)))
             if len(engine) > count:
-                engine.delete({each.id for each in engine} - given)
+                engine.delete(set(names(engine.store)) - given)
         except BaseException:
             engine.close()
             raise
@@ -269,7 +269,9 @@ class MtebSearch:
             )
         where = {_ID: {"in": among}}
         k = min(len(among), top_k)
-        found = self._asked(engine, {query: text}, k, depth=len(among), where=where)
+        found = self._asked(
+            engine, {query: text}, k, depth=sum(map(len, known.values())), where=where
+        )
         return _falling(found[0], top_k)
 
     def _asked(

@@ -15,7 +15,11 @@ from e2rank.whole import NUMBER, OF, START, ids_of, passage_id
 _TOGETHER = 1000
 
 # After what closes a sentence, or a line; some scripts write no blank behind a stop.
-_ENDS = re.compile(r"[.!?][\"'”’)\]]*\s+|[。！？।॥؟۔][\"'”’」』）]*\s*|\n+")
+_ENDS = re.compile(
+    r"[.!?][\"'\u201d\u2019)\]]*\s+"
+    r"|[\u3002\uff01\uff1f\u0964\u0965\u061f\u06d4][\"'\u201d\u2019\u300d\u300f\uff09]*\s*"
+    r"|\n+"
+)
 
 
 def split_documents(
@@ -34,8 +38,8 @@ def split_documents(
     "passage_start" the character of the document's text that it begins with.
 
     A passage ends with a sentence where one ends in its second half, and keeps the white space
-    behind it: overlaps apart, passages one after another are the text. What it repeats of the one
-    before begins with a sentence, too, or else with a word.
+    behind it: overlaps apart, passages one after another are the text. It begins with a sentence
+    too, the first that fits into the overlap, or the first behind it, or else with a word.
 
     A title that would take more than half of a passage is split with the text, in front of it, and
     the passages have none; those that begin in it have a start below 0.
@@ -54,7 +58,10 @@ def split_documents(
     """
     words = getattr(encoder, "words", None)
     if not isinstance(words, Wording):
-        raise ValueError(f"{encoder.name} has no tokenizer of its own to split documents by")
+        raise ValueError(
+            f"{encoder.name} has no tokenizer of its own to split documents by: take an encoder "
+            "that has one, or keep documents whole (passages=0)"
+        )
     most, over = encoder.contract.document_tokens, tokens // 4 if overlap is None else overlap
     if not 0 < tokens <= most or not 0 <= over <= tokens // 4:
         raise ValueError(
@@ -62,6 +69,11 @@ def split_documents(
             f"{encoder.name} reads, and an overlap of a quarter of them at most"
         )
     return _split(documents, words, tokens, over)
+
+
+def can_split(encoder: Encoder) -> bool:
+    """Whether it has a tokenizer of its own."""
+    return isinstance(getattr(encoder, "words", None), Wording)
 
 
 class Split(Iterable[Document]):
@@ -228,9 +240,12 @@ class _Places:
         return start + most
 
     def beginning(self, least: int, most: int) -> int:
-        """The first token in between that begins a sentence, or else a word; `most` if none."""
+        """The first token from `least` to `most` that begins a sentence, or else a word.
+
+        `most` if none does.
+        """
         for good in (self._after_sentence, self._after_space):
-            for place in range(least, most):
+            for place in range(least, min(most + 1, len(self))):
                 if good(place):
                     return place
         return most

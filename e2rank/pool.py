@@ -7,7 +7,7 @@ from typing import Self, cast, overload
 
 import numpy as np
 
-from e2rank.collapse import Collapse
+from e2rank.collapse import Things
 from e2rank.documents import Candidates, Document, TokenVectors
 from e2rank.encoders import Cost, Encoding, total
 from e2rank.errors import EncodingError, IndexFormatError
@@ -219,10 +219,11 @@ class Pool:
         found = self.only(np.flatnonzero(self.first_rank > 0))
         return replace(found, scores=found.base, vector=None, error=reason)
 
-    def hits(self, store: Store, k: int, collapse: Collapse | None = None) -> tuple[Hit, ...]:
-        """The best k, with their documents."""
+    def hits(self, store: Store, k: int, things: Things | None = None) -> tuple[Hit, ...]:
+        """The best k, with their documents; of things, the best document of each."""
         order = rank(self.scores)
-        order = order[:k] if collapse is None else order[collapse.best(store, self.rows[order], k)]
+        order = order[:k] if things is None else order[things.best(self.rows[order], k)]
+        ranks = self._first_ranks(order, things)
         found = store.documents(self.rows[order])
         documents = [of_passage(each) for each in found] if is_split(store) else found
         starts = [each.metadata[START] for each in found] if is_split(store) else [0] * len(found)
@@ -235,10 +236,19 @@ class Pool:
                 title=document.title,
                 metadata=document.metadata,
                 first_score=float(self.first[place]),
-                first_rank=int(self.first_rank[place]) or None,
+                first_rank=first_rank or None,
                 start=start,
             )
-            for number, (place, document, start) in enumerate(
-                zip(order, documents, starts, strict=True), start=1
+            for number, (place, document, start, first_rank) in enumerate(
+                zip(order, documents, starts, ranks, strict=True), start=1
             )
         )
+
+    def _first_ranks(self, places: np.ndarray, things: Things | None) -> list[int]:
+        """The first-stage ranks of what these candidates stand for; 0 where it found none of it."""
+        if things is None:
+            return [int(each) for each in self.first_rank[places]]
+        found = np.flatnonzero(self.first_rank > 0)
+        found = found[np.argsort(self.first_rank[found], kind="stable")]
+        ranks = things.ranks(self.rows[found])
+        return [ranks.get(each, 0) for each in things.of(self.rows[places])]

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from e2rank.checks import check_queries as check_queries
-from e2rank.collapse import Collapse
+from e2rank.collapse import Collapse, Things
 from e2rank.documents import Candidates
 from e2rank.encoders import Encoder, token_fingerprint
 from e2rank.first import FirstStage
@@ -77,9 +77,9 @@ class Search:
         how = self.refine
         if self.collapse and how and not how.k and (how.alpha, how.beta) != (None, None):
             raise ValueError(
-                "MaxSim's alpha and beta prune for the k that are shown, and of passages, or where "
-                "documents are collapsed, fewer of those are: give MaxSim a k of its own, of all "
-                "before that"
+                "MaxSim's alpha and beta prune for the k that are shown, and here several may be "
+                "shown as one, such as the passages of a document: give MaxSim a k of its own, how "
+                "many of all to prune for"
             )
 
     def run(self, queries: Sequence[str | np.ndarray]) -> list[Hits]:
@@ -99,11 +99,10 @@ class Search:
                 hits |= zip(part, self._run([queries[n] for n in part]), strict=True)
         return [hits[n] for n in range(len(queries))]
 
-    @property
-    def _first(self) -> FirstStage:
+    def _first(self, things: Things | None) -> FirstStage:
         whole = self.reranker or self.refine or self.collapse
         depth = max(self.depth, self.k) if whole else self.k
-        return FirstStage(self.gatherer, self.store, self.k, depth, self.collapse)
+        return FirstStage(self.gatherer, self.k, depth, things)
 
     def _check_textless(self) -> None:
         """Refuse to search by vectors where a stage reads the query's text or its tokens."""
@@ -127,7 +126,8 @@ class Search:
         """The hits of queries that are all texts, or all vectors."""
         times = [time.perf_counter()]
         queries = [each if isinstance(each, str) else "" for each in asked]
-        pools = self._first.gather(asked)
+        things = Things(self.store, self.collapse) if self.collapse else None
+        pools = self._first(things).gather(asked)
         times.append(time.perf_counter())
         pools = self._refine(queries, pools)
         times.append(time.perf_counter())
@@ -136,7 +136,7 @@ class Search:
             pools = [self._fed_back(pool) for pool in pools]
             pools = self._rerank(queries, pools)
         times.append(time.perf_counter())
-        hits = [pool.hits(self.store, self.k, self.collapse) for pool in pools]
+        hits = [pool.hits(self.store, self.k, things) for pool in pools]
         times.append(time.perf_counter())
         each = [1000 * (stop - times[0]) / len(queries) for stop in times]
         steps = zip(("gather", "refine", "rerank"), pairwise(each), strict=False)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
+import xxhash
 
 from e2rank.documents import Document
 from e2rank.errors import IndexFormatError
@@ -88,6 +89,13 @@ def count(store: Store) -> int:
     return len(_firsts(store)) if is_split(store) else len(store)
 
 
+def count_among(view: Store) -> int:
+    """Documents in a view of an index of passages: those whose first passage is in it, or more."""
+    firsts = np.intersect1d(view.rows, _firsts(view).rows, assume_unique=True)
+    # A filter on what passages are of may leave out the first ones.
+    return len(firsts) or len(view)
+
+
 def every(store: Store) -> Iterator[Document]:
     """Every document, in the order of its first row, streamed."""
     if not is_split(store):
@@ -132,6 +140,14 @@ def vectors(store: Store, rows: Sequence[Sequence[int]]) -> np.ndarray:
     return unit(np.stack([part.mean(axis=0) for part in parts]))
 
 
+def nearest_of(store: Store, query: np.ndarray, rows: Sequence[Sequence[int]]) -> list[int]:
+    """Of each document's rows the one whose vector is nearest to that of the query."""
+    near = store.vectors([row for own in rows for row in own]) @ query
+    stops = np.cumsum([len(own) for own in rows])
+    parts = np.split(near, stops[:-1])
+    return [own[int(part.argmax())] for own, part in zip(rows, parts, strict=True)]
+
+
 def delete(writer: Writer, ids: Sequence[str], condition: Condition | None) -> int:
     """Delete documents, by id and by what their metadata are, with all their passages.
 
@@ -156,6 +172,32 @@ def delete(writer: Writer, ids: Sequence[str], condition: Condition | None) -> i
     found = ids_of(writer.held, dict.fromkeys(ids, 0))
     writer.delete(identifier for own in found.values() for identifier in own)
     return matched + sum(map(bool, found.values()))
+
+
+def check(store: Store) -> None:
+    """Prove that the passages of every document are there from the first on, without a gap.
+
+    Raises:
+        IndexFormatError: naming one that is not where it should be.
+    """
+    if not is_split(store):
+        return
+    rows = store.rows
+    owners, numbers = np.empty(len(rows), dtype=np.uint64), np.empty(len(rows), dtype=np.int64)
+    for start in range(0, len(rows), _TOGETHER):
+        for place, passage in enumerate(store.ids(rows[start : start + _TOGETHER]), start):
+            owner, _, number = passage.rpartition("#")
+            owners[place], numbers[place] = xxhash.xxh3_64_intdigest(owner.encode()), int(number)
+    order = np.lexsort((numbers, owners))
+    owners, numbers = owners[order], numbers[order]
+    begins = np.r_[True, owners[1:] != owners[:-1]][: len(rows)]
+    expected = np.where(begins, 0, np.r_[0, numbers[:-1] + 1][: len(rows)])
+    if (wrong := np.flatnonzero(numbers != expected)).size:
+        (passage,) = store.ids(rows[order[wrong[:1]]])
+        raise IndexFormatError(
+            f"{store.folder}: the passage before {passage!r} is missing: add its document again, "
+            "or delete it"
+        )
 
 
 def of_passage(passage: Document) -> Document:

@@ -224,7 +224,7 @@ def test_an_encoder_without_a_tokenizer_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(ValueError, match="hashing-256 has no tokenizer"):
         Engine.build(CORPUS, tmp_path / "i", "hashing", CONFIG)
-    with pytest.raises(ValueError, match="at most the 64 that the encoder reads"):
+    with pytest.raises(ValueError, match="at most the 64 that hashing-256 reads"):
         Engine.build(CORPUS, tmp_path / "i", Hashing(), IndexConfig(passages=65))
     assert not (tmp_path / "i").exists()
 

@@ -37,7 +37,7 @@ def check_pattern(pattern: str | None, runs: int) -> None:
         )
 
 
-def check_ids(pattern: str | None, queries: Iterable[str], documents: Iterable[Document]) -> None:
+def check_ids(pattern: str | None, queries: Iterable[str], documents: Iterable[str]) -> None:
     """Refuse to write runs of ids that cannot stand in one.
 
     Raises:
@@ -47,7 +47,7 @@ def check_ids(pattern: str | None, queries: Iterable[str], documents: Iterable[D
         return
     try:
         check_columns(queries)
-        check_columns(document.id for document in documents)
+        check_columns(documents)
     except ValueError as error:
         raise ValueError(f"--run-out {pattern}: {error}") from None
 

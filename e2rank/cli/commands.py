@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from e2rank import whole
 from e2rank.cli import options
 from e2rank.cli.demo import run_demo
 from e2rank.cli.options import Ranker, Refine
@@ -20,7 +21,6 @@ from e2rank.index import Store
 from e2rank.index.tokens import kinds_of
 from e2rank.index.verify import check
 from e2rank.where import where_from_text
-from e2rank.whole import count, is_split
 
 app = typer.Typer(
     help="One embedding model that retrieves and reranks.",
@@ -105,6 +105,8 @@ def search(
     json: options.Json = False,
 ) -> None:
     """Search an index."""
+    if every_passage and collapse is not None:
+        raise ValueError("--every-passage and --collapse contradict each other: give one of them")
     asked = None if where is None else where_from_text(where)
     (before,) = befores([gather], [refine], alpha, beta)
     with Engine.open(folder, encoder) as engine:
@@ -141,6 +143,7 @@ def show(
         if verify:
             store.verify()
             check(store)
+            whole.check(store)
         _show(store, as_json=json)
 
 
@@ -162,8 +165,8 @@ def _show(store: Store, *, as_json: bool) -> None:
     manifest, config = store.manifest, store.manifest.index_config
     fields = {
         "folder": str(store.folder),
-        "documents": count(store),
-        "passages": len(store) if is_split(store) else 0,
+        "documents": whole.count(store),
+        "passages": len(store) if whole.is_split(store) else 0,
         "deleted": manifest.deleted,
         "segments": len(manifest.segments),
         "commit": manifest.commit,

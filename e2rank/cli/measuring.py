@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from e2rank import whole
 from e2rank.cli import options
 from e2rank.cli.checked import check_ids, check_indexed, check_listed, check_pattern
 from e2rank.cli.commands import Folder, Moved, app
@@ -76,7 +77,7 @@ def evaluate(
     with Engine.open(folder, encoder, dtype=dtype) as engine:
         names = rerank or alone or [Ranker.NONE, own_ranker(engine, prompt)]
         check_indexed(engine, collection, collapse)
-        check_ids(run_out, collection.queries, engine)
+        check_ids(run_out, collection.queries, whole.names(engine.store))
         rankers = by_stages(
             stages,
             names,

@@ -119,7 +119,7 @@ def _quiet_hub() -> None:
 def _show(manifest: Manifest, folder: Path, *, as_json: bool) -> None:
     fields = {
         "folder": str(folder),
-        "documents": manifest.count,
+        manifest.noun: manifest.count,
         "encoder": manifest.encoder.name,
         "fingerprint": manifest.encoder.fingerprint,
         "bytes": manifest.bytes,
@@ -129,5 +129,6 @@ def _show(manifest: Manifest, folder: Path, *, as_json: bool) -> None:
         return
     typer.echo(
         # A stranger's words: quoted, so that a terminal does not obey them.
-        f"{folder}: {manifest.count:,} documents by {manifest.encoder.name!r}, every file verified"
+        f"{folder}: {manifest.count:,} {manifest.noun} by {manifest.encoder.name!r}, every file "
+        "verified"
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from e2rank import whole
 from e2rank.cli import options
 from e2rank.cli.commands import Corpus, Folder, Moved, app
 from e2rank.cli.output import print_json, progress
@@ -54,12 +55,11 @@ def delete(
         raise ValueError("nothing to delete: name ids, or a filter by --where")
     condition = None if where is None else read_where(where)
     with _writing(folder) as writer:
-        matched = 0 if condition is None else writer.delete_where(condition)
-        deleted = writer.delete(ids or ())
-        left = len(writer.commit() if writer.changed else writer.base)
+        deleted = whole.delete(writer, ids or (), condition)
+        left = whole.count(writer.commit() if writer.changed else writer.base)
     # Of ids that the filter deleted nobody can tell any more that they were there.
     missing = {} if condition else {"not there": len(set(ids or ())) - deleted}
-    fields = {"deleted": matched + deleted} | missing | {"documents": left}
+    fields = {"deleted": deleted} | missing | {"documents": left}
     _tell(fields, as_json=json)
 
 
@@ -71,7 +71,7 @@ def compact(folder: Folder, json: options.Json = False) -> None:
         writer.compact()
         after = writer.commit() if writer.changed else writer.base
     fields = {
-        "documents": len(after),
+        "documents": whole.count(after),
         "segments": len(after.segments),
         "bytes before": before,
         "bytes": after.manifest.bytes,
@@ -86,7 +86,8 @@ def verify(folder: Folder, json: options.Json = False) -> None:
     if not found:
         with Store.open(folder) as store:
             check(store)
-            fields = {"files": len(store.manifest.files), "documents": len(store)}
+            whole.check(store)
+            fields = {"files": len(store.manifest.files), "documents": whole.count(store)}
     if json:
         print_json({"damaged": found} if found else {"damaged": {}, **fields})
     elif not found:

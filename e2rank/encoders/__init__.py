@@ -78,6 +78,12 @@ class Encoding:
     sparse: SparseVectors | None = None
     calls: int = 1
 
+    def only(self, places: Sequence[int]) -> "Encoding":
+        """The vectors of the texts at these places, without what making them took."""
+        sparse = self.sparse and SparseVectors.of([self.sparse.row(place) for place in places])
+        tokens = tuple(self.token_vectors[place] for place in places) if self.token_vectors else ()
+        return Encoding(self.vectors[list(places)], token_vectors=tokens, sparse=sparse, calls=0)
+
     def costs(self) -> list[Cost]:
         """What each text took; the tokens are shared out evenly."""
         n, cut = len(self.vectors), set(self.truncated)

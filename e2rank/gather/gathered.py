@@ -63,11 +63,13 @@ class Scoring(Gatherer, Protocol):
 class GivenList:
     """One query's candidates from elsewhere: (n,) rows and scores in their order.
 
-    The scores are float64, so that two that differ in the list differ here.
+    The scores are float64, so that two that differ in the list differ here. `read` is the query, if
+    it was encoded.
     """
 
     rows: np.ndarray
     scores: np.ndarray
+    read: Encoding | None = None
 
     def gather(self, queries: Sequence[str], k: int) -> Gathered:
         """The first k of the list; no model reads anything.
@@ -77,4 +79,4 @@ class GivenList:
         """
         if len(queries) != 1:
             raise ValueError(f"a given list is for one query, got {len(queries)}")
-        return Gathered(self.scores[None, :k], self.rows[None, :k])
+        return Gathered(self.scores[None, :k], self.rows[None, :k], self.read)

@@ -153,16 +153,28 @@ class HybridGatherer:
     parts: Sequence[Gatherer]
     hybrid: Hybrid
 
-    def gather(self, queries: Sequence[str], k: int) -> Gathered:
-        """The best k rows of each query, by fused scores; the encoder reads them once at most."""
-        wide = max(k, self.hybrid.depth)
-        return self._within(queries, k, wide) if self.hybrid.within else self._all(queries, k, wide)
+    def gather(self, queries: Sequence[str], k: int, encoded: Encoding | None = None) -> Gathered:
+        """The best k rows of each query, by fused scores; the encoder reads them once at most.
 
-    def _within(self, queries: Sequence[str], k: int, wide: int) -> Gathered:
+        Args:
+            queries: texts.
+            k: rows to find.
+            encoded: what the encoder made of them before; None lets it read them where a part asks.
+        """
+        wide = max(k, self.hybrid.depth)
+        how = self._within if self.hybrid.within else self._all
+        return how(queries, k, wide, encoded)
+
+    def _within(
+        self, queries: Sequence[str], k: int, wide: int, encoded: Encoding | None
+    ) -> Gathered:
         """What the first part finds, scored by the others too."""
         first, *others = self.parts
-        found = first.gather(queries, wide)
-        encoded = self.encoder.encode_queries(queries) if found.queries is None else found.queries
+        if encoded is not None and isinstance(first, FromEncoded):
+            found = first.find(encoded, wide)
+        else:
+            found = first.gather(queries, wide)
+        encoded = encoded or found.queries or self.encoder.encode_queries(queries)
         lists = [_members(found, place) for place in range(len(queries))]
         rows = [own for _, own in lists]
         scored = [cast(Scoring, part).score(encoded, rows) for part in others]
@@ -175,10 +187,9 @@ class HybridGatherer:
         fused = [self.hybrid.fused_within(*both) for both in each]
         return replace(_padded(fused, k, encoded), spent=found.spent)
 
-    def _all(self, queries: Sequence[str], k: int, wide: int) -> Gathered:
+    def _all(self, queries: Sequence[str], k: int, wide: int, encoded: Encoding | None) -> Gathered:
         """What all parts find."""
         found: dict[int, Gathered] = {}
-        encoded: Encoding | None = None
         # Those that start from encoded queries come last: another may have had them encoded.
         order = sorted(range(len(self.parts)), key=lambda n: isinstance(self.parts[n], FromEncoded))
         for number in order:

@@ -48,7 +48,7 @@ def card(manifest: Manifest, repo_id: str, *, license: str | None = None) -> str
 def _facts(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     encoder, path = manifest.encoder, PurePath(manifest.encoder.name)
     config = manifest.index_config
-    yield "documents", f"{manifest.count:,}"
+    yield manifest.noun, f"{manifest.count:,}"
     if manifest.deleted:
         yield "deleted, still in the files", f"{manifest.deleted:,}"
     yield "longer than a model of the encoder reads", f"{manifest.truncated:,}"

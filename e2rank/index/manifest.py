@@ -109,6 +109,11 @@ class Manifest:
         return sum(segment.count - segment.deleted for segment in self.segments)
 
     @property
+    def noun(self) -> str:
+        """What it counts: rows are documents, or the passages that these are split into."""
+        return "passages" if self.index_config.passages else "documents"
+
+    @property
     def deleted(self) -> int:
         """Documents that are deleted, and whose bytes are still there."""
         return sum(segment.deleted for segment in self.segments)

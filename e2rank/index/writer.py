@@ -148,9 +148,9 @@ class Writer:
             new = self._maker.finished(staging, small=True) if staging.progress.done else None
         if again.same or again.taken:
             _log.info(
-                "%s: of %d documents %d were there as they are, and %d with the same text, whose "
-                "vectors were taken over",
-                *(self.folder, done, again.same, again.taken),
+                "%s: of %d %s %d were there as they are, and %d with the same text, whose vectors "
+                "were taken over",
+                *(self.folder, done, self.base.manifest.noun, again.same, again.taken),
             )
         if new is not None:
             for old, gone in zip(self._parts, again.replaced, strict=True):
@@ -274,8 +274,9 @@ class Writer:
             raise
         self._committed(new)
         _log.info(
-            "%s: commit %d: %d documents in %d segments; before, %d in %d",
-            *(self.folder, commit, len(new), len(new.segments), len(before), len(before.segments)),
+            "%s: commit %d: %d %s in %d segments; before, %d in %d",
+            *(self.folder, commit, len(new), manifest.noun, len(new.segments)),
+            *(len(before), len(before.segments)),
         )
         self._clean()
         return self.base
