@@ -211,6 +211,9 @@ def test_passages_are_searched_and_judged_as_their_documents(
     ranked = read_run(tmp_path / "run")["q1"]
     assert len(ranked) == len(dict(ranked)) <= 60
     assert {name for name, _ in ranked} <= {str(n) for n in range(1, 61)}
+    given = ["--run", tmp_path / "run", "--index", folder, "--rerank", "cosine", "--json"]
+    again = object_of(run("rerank", beir, *given))["rows"][0]["measures"]
+    assert again["nDCG@10"] == pytest.approx(values["nDCG@10"])
 
 
 def test_each_first_stage_that_is_named_gets_a_row(run: Run, index: Path, beir: Path) -> None:

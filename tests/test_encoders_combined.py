@@ -576,7 +576,8 @@ def test_a_text_that_one_model_cuts_is_not_said_to_be_cut_by_all(
     assert ingest.report()
     assert caplog.messages == [
         "1 of the 2 documents read are longer than one of the encoder's models reads "
-        "(48, 64, 512 tokens): what is beyond is not in that model's vectors"
+        "(48, 64, 512 tokens): what is beyond is not in that model's vectors "
+        "(IndexConfig(passages=128), --passages 128, splits them)"
     ]
 
 

@@ -44,6 +44,8 @@ def plain(hits: Any) -> list[dict[str, Any]]:
         {"rerank": "prf", "depth": 7, "feedback_rounds": 1, "fuse": 0.5},
         {"rerank": "listwise", "shown": 4, "prompt": "text"},
         {"gather": "dense+bm25", "k": 5},
+        {"collapse": "year", "k": 5},
+        {"collapse": False, "k": 5},
     ],
 )
 def test_search_gives_the_hits_of_the_engine(
@@ -228,6 +230,7 @@ def test_embed_as_text_embeddings_inference_has_it(client: TestClient, engine: E
         ("/search", {"query": "a", "fuse": 10**400}, "from 0 to 1"),
         ("/search", {"query": "a", "gather": "+".join(["dense"] * 99)}, "200 characters"),
         ("/search", {"query": "a", "collapse": 3}, "'collapse' is 3"),
+        ("/search", {"query": "a", "collapse": True}, "200 characters, or false"),
         ("/search", {"query": "a", "topk": 3}, "'topk' is not known"),
         ("/search", {"query": "a", "rerank": 1}, "'rerank' is 1"),
         ("/search", {"query": "a", "rerank": "bert"}, "'rerank' is 'bert'"),

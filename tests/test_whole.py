@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,16 @@ import pytest
 from encoders_support import wordpiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_cli import Run, run  # noqa: F401 - the fixture is used by name
 
-from e2rank import CorpusError, Document, Engine, IndexConfig
+from e2rank import CorpusError, Document, Engine, IndexConfig, IndexFormatError
+from e2rank import passages as passages_module
+from e2rank.encoders.combined import Combined
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.encoders.tokens import Wording
 from e2rank.index.writer import Writer
 from e2rank.migrate import migrate
+from e2rank.mteb import MtebSearch
 from e2rank.passages import split_documents
 
 TOKENS = 24
@@ -116,16 +121,46 @@ def test_a_run_names_a_document_once(engine: Engine) -> None:
             told()
 
 
-def test_a_list_of_documents_is_reranked_by_all_their_passages(engine: Engine) -> None:
+def test_a_list_of_documents_is_reranked_by_the_passage_nearest_to_the_query(
+    engine: Engine,
+) -> None:
     whole = engine.search("wing stall", 9, rerank=False)
     given = [(each.id, float(9 - n)) for n, each in enumerate(CORPUS)]
     found = engine.rerank("wing stall", given, rerank="cosine", fuse=1.0)
     assert [(hit.id, hit.start) for hit in found] == [(hit.id, hit.start) for hit in whole]
     assert {hit.id: hit.first_score for hit in found} == dict(given)
+    assert {hit.id: hit.first_rank for hit in found} == {
+        identifier: rank for rank, (identifier, _) in enumerate(given, start=1)
+    }
+    assert found.model_calls == 1
+    assert not engine.rerank("wing stall", [], rerank="cosine")
     again = engine.rerank("wing stall", whole, rerank="cosine")
     assert [hit.id for hit in again] == [hit.id for hit in whole]
     with pytest.raises(ValueError, match="the index holds no document 'a#1'"):
         engine.rerank("wing", [("a#1", 1.0)])
+
+
+@pytest.mark.parametrize("rerank", [False, "prf", "listwise"])
+def test_the_first_rank_is_the_documents(engine: Engine, rerank: Any) -> None:
+    first = engine.search("wing stall flutter", 9, rerank=False)
+    assert [hit.first_rank for hit in first] == [hit.rank for hit in first] == [1, 2, 3, 4, 5]
+    found = engine.search("wing stall flutter", 9, rerank=rerank)
+    assert {hit.id: hit.first_rank for hit in found} == {hit.id: hit.rank for hit in first}
+
+
+@pytest.mark.parametrize("gather", ["dense", "bm25", "2*dense+bm25"])
+def test_one_long_document_hides_no_others(tmp_path: Path, gather: str) -> None:
+    long = Document("long", "wing stall. " * 4000)
+    short = [Document(str(n), f"wing panel {n}", metadata={"n": n}) for n in range(12)]
+    with Engine.build([long, *short], tmp_path / "i", Hashing(), CONFIG) as engine:
+        assert len(engine.store) > 700
+        how = {"gather": gather, "rerank": False, "depth": 5}
+        found = engine.search("wing stall", 10, **how)
+        assert len(found) == len({hit.id for hit in found}) == 10
+        assert found[0].id == "long"
+        assert found.model_calls == (gather != "bm25")
+        assert len(engine.search("wing stall", 99, **how)) == 13
+        assert len(engine.search("wing stall", 8, where={"n": {">=": 6}}, **how)) == 6
 
 
 def test_filters_and_other_fields_hold_for_documents(engine: Engine) -> None:
@@ -174,7 +209,7 @@ def test_documents_are_deleted_whole(engine: Engine) -> None:
     assert [each.id for each in engine] == ["c", "d"]
     engine.compact()
     assert list(engine) == CORPUS[3:]
-    for where in ({"passage_start": {">": 0}}, "not passage_start = 0"):
+    for where in ({"passage_start": {">": 0}}, "not passage_start = 0", "passage_number = 0"):
         with pytest.raises(ValueError, match="deleted whole; nothing was deleted"):
             engine.delete(where=where)
     assert list(engine) == CORPUS[3:]
@@ -184,8 +219,115 @@ def test_documents_are_deleted_whole(engine: Engine) -> None:
     assert list(engine) == CORPUS
 
 
+@pytest.mark.parametrize("together", [1, 2, 5])
+def test_what_many_documents_leave_is_deleted(
+    engine: Engine, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passages_module, "_TOGETHER", together)
+    new = [Document(each.id, "A wing.") for each in CORPUS]
+    done: list[int] = []
+    assert engine.add(new, progress=done.append) == done[-1] == len(CORPUS)
+    assert sorted(each.id for each in engine.store) == sorted(f"{each.id}#0" for each in CORPUS)
+
+
+def test_a_title_that_is_split_with_its_text_is_given_back(tmp_path: Path) -> None:
+    title = text_of(11, 6)
+    given = [
+        Document("a", text_of(12, 4), title),
+        Document("b", "", title),
+        Document("c", "x", " "),
+    ]
+    with Engine.build(given, tmp_path / "i", Hashing(), CONFIG) as engine:
+        assert engine.get(["a", "b", "c"]) == given
+        assert engine.add(given) == 3
+        assert engine.store.manifest.commit == 1
+        whole = f"{title} {given[0].text}"
+        hits = engine.search("wing", 99, rerank=False, collapse=False, where={"passage_of": "a"})
+        assert {hit.start < 0 for hit in hits} == {True, False}
+        for hit in hits:
+            assert whole[hit.start + len(title) + 1 :].startswith(hit.text)
+            assert hit.text == hit.text.rstrip()
+
+
+def test_a_missing_passage_is_found(engine: Engine) -> None:
+    engine.verify()
+    with Writer(engine.store) as writer:
+        writer.delete(["a#1"])
+        writer.commit()
+    engine.refresh()
+    with pytest.raises(IndexFormatError, match="the passage before 'a#2' is missing"):
+        engine.verify()
+    with pytest.raises(IndexFormatError, match="'a#2' does not begin where the one before ends"):
+        list(engine)
+    # As the message says, that mends it.
+    engine.add(CORPUS[:1])
+    engine.verify()
+    assert sorted(each.id for each in engine) == sorted(each.id for each in CORPUS)
+
+
+def test_the_command_line_counts_and_deletes_documents(
+    engine: Engine,
+    run: Run,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    folder = engine.store.folder
+    engine.close()
+    out = tmp_path / "i.tar.zst"
+    rows = len(passages_of(*CORPUS))
+
+    def told(*words: Any) -> dict[str, Any]:
+        done = run(*words, "--json")
+        assert done.status == 0, done.err
+        return json.loads(done.out)
+
+    assert told("verify", folder)["documents"] == 5
+    assert run("pack", folder, out).status == 0
+    assert told("unpack", out, tmp_path / "j")["passages"] == rows
+    assert told("delete", folder, "a", "a#1") == {"deleted": 1, "not_there": 1, "documents": 4}
+    assert "deleted whole" in run("delete", folder, "--where", "passage_start > 0").err
+    assert told("delete", folder, "--where", "year = 1952") == {"deleted": 1, "documents": 3}
+    assert told("compact", folder)["documents"] == 3
+    shown = told("show", folder, "--verify")
+    assert (shown["documents"], shown["passages"]) == (3, len(passages_of(CORPUS[1], *CORPUS[3:])))
+    both = ("--every-passage", "--collapse", "year")
+    assert "contradict each other" in run("search", folder, "wing", *both).err
+
+
+def test_documents_of_mteb_are_measured_whole(tmp_path: Path) -> None:
+    model = MtebSearch(Hashing(), folder=tmp_path, index=CONFIG, rerank=False, depth=3)
+
+    def index(corpus: list[Document]) -> None:
+        rows = [{"id": each.id, "title": each.title, "text": each.text} for each in corpus]
+        where = {"hf_split": "test", "hf_subset": "default", "encode_kwargs": {}}
+        model.index(corpus=rows, task_metadata=SimpleNamespace(name="Wings"), **where)
+
+    index(CORPUS)
+    asked = [{"id": "q", "text": "wing stall"}]
+    assert set(model.search(asked, top_k=9)["q"]) == {each.id for each in CORPUS}
+    among = ["a", "c", "a#0"]
+    assert set(model.search(asked, top_k=9, top_ranked={"q": among})["q"]) == set(among)
+    index(CORPUS[1:])
+    assert set(model.search(asked, top_k=9)["q"]) == {each.id for each in CORPUS[1:]}
+    model.close()
+
+
+def test_a_joined_encoder_splits_as_its_dense_part(tmp_path: Path) -> None:
+    joined = Combined(Hashing(), None, None)
+    with Engine.build(CORPUS, tmp_path / "i", joined, CONFIG) as engine:
+        assert sorted(each.id for each in engine.store) == sorted(passages_of(*CORPUS))
+
+
+def test_an_index_moved_to_an_encoder_without_a_tokenizer_keeps_documents_whole(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = engine.store.folder
+    with migrate(folder, folder.with_name("j"), "hashing") as new:
+        assert list(new) == list(new.store) == CORPUS
+    assert "has no tokenizer to split documents by: they are kept whole" in caplog.text
+
+
 def test_a_failed_add_leaves_all_as_it_was(engine: Engine) -> None:
-    with pytest.raises(CorpusError):
+    with pytest.raises(CorpusError, match="document 1 repeats the id 'a' of document 0"):
         engine.add([Document("a", "A wing."), Document("a", "Another.")])
     with pytest.raises(CorpusError, match="'e' has metadata under 'passage_of'"):
         engine.add([Document("a", "A wing."), Document("e", "b", metadata={"passage_of": "x"})])

@@ -119,27 +119,28 @@ class CutTexts:
 
     def report(self) -> None:
         """Log how many were cut, if any were."""
-        report_cut(self._encoder, self.cut, self._texts)
+        hint = " (IndexConfig(passages=128), --passages 128, splits them)"
+        report_cut(self._encoder, self.cut, self._texts, hint)
 
 
-def report_cut(encoder: "Encoder", cut: int, texts: int) -> None:
-    """Log how many of so many texts were longer than the encoder reads, if any were."""
+def report_cut(encoder: "Encoder", cut: int, texts: int, hint: str = "") -> None:
+    """Log how many of so many texts were longer than the encoder reads, if any were.
+
+    `hint` is what can be done about it.
+    """
     if not cut:
         return
     of_one = (encoder.contract.document_tokens,)
     budgets: Sequence[int] = getattr(encoder, "document_budgets", of_one)
     # What the vectors lack, BM25 still finds, and perhaps another model's vectors.
-    what = (
-        "the encoder reads ({} tokens): what is beyond is not in its vectors "
-        "(IndexConfig(passages=128), --passages 128, splits them)"
-    )
+    what = "the encoder reads ({} tokens): what is beyond is not in its vectors"
     if len(budgets) > 1:
         what = (
             "one of the encoder's models reads ({} tokens): what is beyond is not in that "
             "model's vectors"
         )
     what = what.format(", ".join(map(str, budgets)))
-    _log.warning("%d of the %d documents read are longer than %s", cut, texts, what)
+    _log.warning("%d of the %d documents read are longer than %s%s", cut, texts, what, hint)
 
 
 @runtime_checkable

@@ -123,17 +123,20 @@ class Fields:
 
     def name(self, name: str) -> str | None:
         """A short string; what it means is checked elsewhere."""
-        value = self._take(name, None)
-        if value is not None and (not isinstance(value, str) or len(value) > _LONGEST):
-            raise _wrong(name, value, f"a string of at most {_LONGEST} characters")
-        return value
+        return self._short(name, "")
 
     def name_or_off(self, name: str) -> str | Literal[False] | None:
         """A short string, or false."""
         if self._left.get(name) is False:
             del self._left[name]
             return False
-        return self.name(name)
+        return self._short(name, ", or false")
+
+    def _short(self, name: str, more: str) -> str | None:
+        value = self._take(name, None)
+        if value is not None and (not isinstance(value, str) or len(value) > _LONGEST):
+            raise _wrong(name, value, f"a string of at most {_LONGEST} characters{more}")
+        return value
 
     def strings(self, name: str, default: list[str]) -> list[str]:
         """A list of strings."""
