@@ -193,7 +193,7 @@ class Indexed:
 
         `engine.search(engine.vectors(["wing"])[0], rerank=False)` finds what is like a document,
         and that document first. In an index of passages it is the mean of the document's, made
-        a unit vector.
+        a unit vector, and a passage of another document may be nearer to that.
 
         Args:
             ids: of documents of the index.

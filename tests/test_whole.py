@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import Run, run  # noqa: F401 - the fixture is used by name
 
-from e2rank import CorpusError, Document, Engine, IndexConfig, IndexFormatError
+from e2rank import Candidates, CorpusError, Document, Engine, IndexConfig, IndexFormatError
 from e2rank import passages as passages_module
 from e2rank.encoders.combined import Combined
 from e2rank.encoders.hashing import HashingEncoder
@@ -23,6 +23,8 @@ from e2rank.index.writer import Writer
 from e2rank.migrate import migrate
 from e2rank.mteb import MtebSearch
 from e2rank.passages import split_documents
+from e2rank.rerank import Scored
+from e2rank.train.labelling import label
 
 TOKENS = 24
 CONFIG = IndexConfig(passages=TOKENS)
@@ -309,6 +311,21 @@ def test_documents_of_mteb_are_measured_whole(tmp_path: Path) -> None:
     index(CORPUS[1:])
     assert set(model.search(asked, top_k=9)["q"]) == {each.id for each in CORPUS[1:]}
     model.close()
+
+
+def test_a_query_of_a_document_is_labelled_among_the_passages_of_others(engine: Engine) -> None:
+    shown: list[str] = []
+
+    class Noting:
+        name = "noting"
+
+        def score(self, queries: list[str], pools: list[Candidates]) -> list[Scored]:
+            shown.extend(each for pool in pools for each in pool.ids)
+            return [Scored(np.zeros(len(pool), dtype=np.float32)) for pool in pools]
+
+    others = passages_of(*CORPUS[1:])
+    label(engine, [("wing stall flutter", "a")], Noting(), len(others))
+    assert sorted(shown) == sorted(others)
 
 
 def test_a_joined_encoder_splits_as_its_dense_part(tmp_path: Path) -> None:

@@ -100,7 +100,9 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 def _beginning(hit: Hit) -> str:
-    return " ".join(f"{hit.title} {hit.text}".split())[:200]
+    # What begins within a text is told from what begins with its title.
+    shown = f"\N{HORIZONTAL ELLIPSIS} {hit.text}" if hit.start else f"{hit.title} {hit.text}"
+    return " ".join(shown.split())[:200]
 
 
 def _quality(row: Row) -> dict[str, str]:

@@ -165,8 +165,8 @@ def _queries(
     else:
         half = most // 2
         made = [
-            *pseudo_queries(engine.store, most=most - half, seed=config.seed),
-            *keyword_queries(engine.store, most=half, seed=config.seed),
+            *pseudo_queries(engine, most=most - half, seed=config.seed),
+            *keyword_queries(engine, most=half, seed=config.seed),
         ]
         asked = [(each.text, each.id) for each in made]
     if len(asked) < config.least:

@@ -16,6 +16,7 @@ from e2rank.pool import Pool
 from e2rank.rerank import Reranker
 from e2rank.rerank.late import TokenReranker
 from e2rank.train.teacher import CachedTeacher, Teacher, ask
+from e2rank.whole import rows_of
 
 TOGETHER = 64
 """Queries searched, and shown to the teacher, at a time."""
@@ -126,15 +127,17 @@ def _known_as(engine: Engine, teacher: Reranker) -> str:
 
 
 def _pools(engine: Engine, part: Sequence[tuple[str, str]], depth: int) -> Iterator[Pool]:
-    """Each query's nearest documents without its own."""
+    """Each query's nearest documents without its own, or the passages of others."""
+    owned = rows_of(engine.store, list({own for _, own in part if own}))
+    most = max(map(len, owned.values()), default=0)
     found = DenseGatherer(engine.encoder, engine.store).gather(
-        [text for text, _ in part], depth + 1
+        [text for text, _ in part], depth + max(most, 1)
     )
     read = found.queries
     if read is None:
         return
     for place, (_, own) in enumerate(part):
-        others = found.rows[place] != (engine.store.row_of(own) if own else -1)
+        others = ~np.isin(found.rows[place], owned.get(own, []))
         yield Pool.gathered(
             read.vectors[place],
             read.token_vectors[place] if read.token_vectors else None,
