@@ -1,9 +1,9 @@
 """What an open index holds of each row: its vectors of every kind, and its document."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from e2rank.index.deletions import read_alive
 from e2rank.index.manifest import Manifest
 from e2rank.index.segment import Segment
 from e2rank.index.tokens import floats_of, joined
+
+T = TypeVar("T")
 
 
 class Rows:
@@ -128,11 +130,7 @@ class Rows:
         Raises:
             IndexError: if there is no such row.
         """
-        wanted = self._wanted(rows)
-        found: dict[int, Document] = {}
-        for segment, places, own in self._parts(wanted):
-            found |= zip(places.tolist(), segment.table.documents(own), strict=True)
-        return [found[place] for place in range(len(wanted))]
+        return self._read(rows, lambda segment, own: segment.table.documents(own))
 
     def ids(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The ids of the documents of these rows, in this order.
@@ -140,10 +138,18 @@ class Rows:
         Raises:
             IndexError: if there is no such row.
         """
+        return self._read(rows, lambda segment, own: segment.table.names(own))
+
+    def _read(
+        self,
+        rows: Sequence[int] | np.ndarray,
+        read: Callable[[Segment, np.ndarray], Sequence[T]],
+    ) -> list[T]:
+        """What is read of each of these rows, in this order, by its segment's own numbers."""
         wanted = self._wanted(rows)
-        found: dict[int, str] = {}
+        found: dict[int, T] = {}
         for segment, places, own in self._parts(wanted):
-            found |= zip(places.tolist(), segment.table.names(own), strict=True)
+            found |= zip(places.tolist(), read(segment, own), strict=True)
         return [found[place] for place in range(len(wanted))]
 
     def row_of(self, identifier: str) -> int | None:

@@ -5,8 +5,9 @@ import errno
 import json
 import sqlite3
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from e2rank.index.fields import described, fields_fit, holds_field, matching_row
 from e2rank.index.files import damaged
 from e2rank.index.forks import Lock
 from e2rank.where import Condition
+
+T = TypeVar("T")
 
 _SCHEMA = (
     "CREATE TABLE documents "
@@ -132,29 +135,25 @@ class Table:
 
     def names(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The ids of these rows, in this order."""
-        found: dict[int, str] = {}
-        wanted = [int(row) for row in rows]
-        for start in range(0, len(wanted), 500):
-            part = wanted[start : start + 500]
-            marks = ",".join("?" * len(part))
-            with self._reading() as connection:
-                sql = f"SELECT row, id FROM documents WHERE row IN ({marks})"
-                found |= connection.execute(sql, part).fetchall()
-        if missing := [row for row in wanted if not isinstance(found.get(row), str)]:
-            raise damaged(self._path, f"it has no id for row {missing[0]}")
-        return [found[row] for row in wanted]
+        return self._read("id", rows, _name)
 
     def documents(self, rows: Sequence[int] | np.ndarray) -> list[Document]:
         """Documents of these rows, in this order."""
-        found: dict[int, Document] = {}
+        return self._read(_COLUMNS, rows, _document)
+
+    def _read(
+        self, columns: str, rows: Sequence[int] | np.ndarray, made: Callable[[Sequence[str]], T]
+    ) -> list[T]:
+        """What is made of the columns of these rows, in this order."""
+        found: dict[int, T] = {}
         wanted = [int(row) for row in rows]
         for start in range(0, len(wanted), 500):
             part = wanted[start : start + 500]
             marks = ",".join("?" * len(part))
-            sql = f"SELECT row, {_COLUMNS} FROM documents WHERE row IN ({marks})"
+            sql = f"SELECT row, {columns} FROM documents WHERE row IN ({marks})"
             with self._reading() as connection:
                 for row, *fields in connection.execute(sql, part):
-                    found[row] = _document(fields)
+                    found[row] = made(fields)
         if missing := [row for row in wanted if row not in found]:
             raise damaged(self._path, f"it has no row {missing[0]}")
         return [found[row] for row in wanted]
@@ -177,6 +176,13 @@ def _close(connection: sqlite3.Connection, lock: Lock) -> None:
     """Close a connection once nobody reads by it: SQLite would read what is freed."""
     with lock:
         connection.close()
+
+
+def _name(fields: Sequence[str]) -> str:
+    (name,) = fields
+    if not isinstance(name, str):
+        raise TypeError("an id is no text")
+    return name
 
 
 def _document(fields: Sequence[str]) -> Document:
