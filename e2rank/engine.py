@@ -20,7 +20,7 @@ from e2rank.indexed import Indexed
 from e2rank.ranking import order_texts
 from e2rank.rerank.choose import Rerank, choose
 from e2rank.rerank.refine import MaxSim, Refine, choose_refine
-from e2rank.search import Search
+from e2rank.search import Search, check_queries
 from e2rank.where import read_where
 from e2rank.whole import is_split, nearest_of, rows_of
 
@@ -232,6 +232,7 @@ class Engine(Indexed):
         ranking = pairs_of(ranking)
         check_ranking(ranking)
         store = self.store
+        check_queries([query], store.dim)
         found = rows_of(store, [identifier for identifier, _ in ranking])
         for identifier, _ in ranking:
             if identifier not in found:

@@ -136,6 +136,8 @@ def test_a_list_of_documents_is_reranked_by_the_passage_nearest_to_the_query(
     }
     assert found.model_calls == 1
     assert not engine.rerank("wing stall", [], rerank="cosine")
+    with pytest.raises(ValueError, match="query 0 is .* not blank"):
+        engine.rerank(" ", given)
     again = engine.rerank("wing stall", whole, rerank="cosine")
     assert [hit.id for hit in again] == [hit.id for hit in whole]
     with pytest.raises(ValueError, match="the index holds no document 'a#1'"):
