@@ -1,14 +1,14 @@
 """Documents that stand for one thing, such as the passages of a text, shown once: by the best."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from e2rank.index import Store
-from e2rank.whole import count_among, owner_of
+from e2rank.whole import count, is_split, owner_of
 
 _TOGETHER = 64
 """Documents that are read at a time to see what they stand for."""
@@ -56,7 +56,8 @@ class Things:
 
     def most(self) -> int:
         """How many things there can be among the rows of the snapshot."""
-        return len(self.store) if self.collapse.field else count_among(self.store)
+        known = self.collapse.field is None and not self.store.filtered
+        return count(self.store) if known else len(self.store)
 
     def deepest(self, depth: int) -> int:
         """How many rows are looked through at most to find enough things, `depth` being usual.
@@ -92,15 +93,24 @@ class Things:
                     return np.array(list(seen.values()), dtype=np.int64)
         return np.array(list(seen.values()), dtype=np.int64)
 
-    def ranks(self, rows: np.ndarray) -> dict[str, int]:
-        """The rank of each thing, from 1, in a ranking of (n,) rows."""
-        names = dict.fromkeys(self.of(rows))
-        return {name: rank for rank, name in enumerate(names, start=1)}
+    def ranks(self, rows: np.ndarray, wanted: Sequence[str]) -> list[int]:
+        """The ranks, from 1, of some things in a ranking of (n,) rows; 0 for one that is not there.
+
+        No more rows are read than tell them.
+        """
+        found, missing = dict[str, int](), set(wanted)
+        for start in range(0, len(rows), _TOGETHER):
+            if not missing:
+                break
+            for name in self.of(rows[start : start + _TOGETHER]):
+                found.setdefault(name, len(found) + 1)
+            missing -= found.keys()
+        return [found.get(name, 0) for name in wanted]
 
     def _read(self, rows: list[int]) -> list[str]:
         if self.collapse.field is None:
             return [owner_of(each) for each in self.store.ids(rows)]
-        keys = []
+        keys, split = [], is_split(self.store)
         for row, document in zip(rows, self.store.documents(rows), strict=True):
             value = document.metadata.get(self.collapse.field)
             if isinstance(value, list | dict):
@@ -109,5 +119,6 @@ class Things:
                     "collapse by it, it must be one value"
                 )
             # As JSON, which tells 1 from "1" and from true.
-            keys.append(f"row {row}" if value is None else json.dumps(value))
+            own = f"document {owner_of(document.id)}" if split else f"row {row}"
+            keys.append(own if value is None else json.dumps(value))
         return keys

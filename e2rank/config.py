@@ -43,7 +43,7 @@ class IndexConfig:
             "IVF256,Flat" and "OPQ48,IVF256,PQ48" trade recall for speed or size. The metric is
             always cosine.
         passages: tokens of a passage, 128 say, its title included; documents are split into such,
-            which overlap by a quarter, each of which has vectors of its own. Searches show
+            which overlap by up to a quarter, each of which has vectors of its own. Searches show
             documents by their best passage. 0 keeps documents whole: what is longer than the
             encoder reads is cut then.
         batch: documents encoded and made durable at a time; a killed build loses at most one.

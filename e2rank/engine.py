@@ -1,6 +1,7 @@
 """The engine: gather, refine, rerank, return. It knows rows and documents at once."""
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 from e2rank.checks import check_ranking, listed
 from e2rank.collapse import Collapse
 from e2rank.contract import Prompt
-from e2rank.encoders import Encoder, report_cut
+from e2rank.encoders import Encoder, Encoding, report_cut
 from e2rank.gather import GivenList
 from e2rank.gather.bm25 import Bm25Cache
 from e2rank.gather.choose import Gather, Sources, choose_gatherer
@@ -23,6 +24,8 @@ from e2rank.rerank.refine import MaxSim, Refine, choose_refine
 from e2rank.search import Search, check_queries
 from e2rank.where import read_where
 from e2rank.whole import is_split, nearest_of, rows_of
+
+_log = logging.getLogger("e2rank")
 
 
 class Engine(Indexed):
@@ -238,10 +241,7 @@ class Engine(Indexed):
             if identifier not in found:
                 raise ValueError(f"the index holds no document {identifier!r}")
         parts = [found[identifier] for identifier, _ in ranking]
-        read, rows = None, [own[0] for own in parts]
-        if is_split(store) and parts:
-            read = self.encoder.encode_queries([query])
-            rows = nearest_of(store, read.vectors[0], parts)
+        read, rows = self._nearest(query, parts)
         search = Search(
             gatherer=GivenList(
                 np.array(rows, dtype=np.int64),
@@ -257,6 +257,21 @@ class Engine(Indexed):
             weight=fuse,
         )
         return search.run([query])[0]
+
+    def _nearest(
+        self, query: str, parts: Sequence[Sequence[int]]
+    ) -> tuple[Encoding | None, list[int]]:
+        """Of the rows of each document the one nearest to the query, and that encoded, if it was.
+
+        Where there is a choice, and the encoder does not fail.
+        """
+        if isinstance(query, str) and any(len(own) > 1 for own in parts):
+            try:
+                read = self.encoder.encode_queries([query])
+                return read, nearest_of(self.store, read.vectors[0], parts)
+            except Exception as error:  # whatever a model may raise, the list still stands
+                _log.warning("%s; documents stand by their first passages", error)
+        return None, [own[0] for own in parts]
 
     def _refine(self, refine: Refine, store: Store) -> MaxSim | None:
         """How to refine; refused at the call where token vectors are lacking."""

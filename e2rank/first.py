@@ -1,6 +1,6 @@
 """The first stage of a search: candidates for each query, enough of them to show k things."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -52,15 +52,14 @@ class FirstStage:
         pools = _pools(found, len(asked))
         if (things := self.things) is None:
             return pools
-        k, deepest = self.k, things.deepest(self.depth)
-        lacking = [n for n, each in enumerate(pools) if len(each.rows) >= wide]
-        lacking = [n for n in lacking if len(things.best(pools[n].rows, k)) < k]
-        if lacking:
-            k = min(k, things.most())
-        while wide < deepest:
-            lacking = [n for n in lacking if len(things.best(pools[n].rows, k)) < k]
-            if not lacking:
-                break
+
+        def lack(places: Iterable[int], k: int) -> list[int]:
+            return [place for place in places if len(things.best(pools[place].rows, k)) < k]
+
+        deepest = things.deepest(self.depth)
+        lacking = lack((n for n, each in enumerate(pools) if len(each.rows) >= wide), self.k)
+        k = min(self.k, things.most()) if lacking else self.k
+        while wide < deepest and (lacking := lack(lacking, k)):
             wide = min(wide * _DEEPER, deepest)
             read = found.queries.only(lacking) if found.queries else None
             deeper = self._found([asked[n] for n in lacking], wide, read)

@@ -61,8 +61,9 @@ class Indexed:
         candidates; `migrate` makes an index that stores them.
 
         With `IndexConfig(passages=128)` documents are split into passages that the encoder reads
-        whole (`e2rank.passages`), and go on being what is added, deleted, counted and found. Two
-        fields of metadata, "passage_of" and "passage_start", are then the index's own.
+        whole (`e2rank.passages`), and go on being what is added, deleted, counted and found. Three
+        fields of metadata, "passage_of", "passage_number" and "passage_start", are then the
+        index's own.
 
         Args:
             documents: documents, or mappings with id, text and optionally title, metadata and
@@ -176,8 +177,7 @@ class Indexed:
     def get(self, ids: Iterable[str]) -> list[Document]:
         """Documents by id, in the order asked; the engine itself iterates over all.
 
-        Of an index of passages they are whole again, but for a title that was split with its text:
-        it is part of that then.
+        Of an index of passages they are whole again.
 
         Args:
             ids: of documents of the index.
@@ -283,7 +283,7 @@ class Indexed:
         with self._index.change(commit=commit) as writer:
             ingest = Ingest(self.encoder, writer.base.manifest.encoder, str(writer.folder))
             if tokens := writer.base.manifest.index_config.passages:
-                split = Split(documents, self.encoder, tokens, writer.held)
+                split = Split(documents, self.encoder, tokens, writer)
                 writer.add(split, ingest.batches, _counting(split, progress))
                 writer.delete(split.left)
                 done = split.count

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from e2rank import whole
 from e2rank.config import LATER, IndexConfig
 from e2rank.encoders import Encoder
 from e2rank.encoders.presets import load_encoder
 from e2rank.engine import Engine
 from e2rank.index import Store
 from e2rank.passages import can_split
-from e2rank.whole import every, names, rows_of
 
 _TOGETHER = 1000
 _PASSES = 20
@@ -57,7 +57,7 @@ def migrate(
         if not (Path(new) / "manifest.json").exists():
             update = True
             how = config or _possible(source.manifest.index_config, loaded)
-            documents = every(source)
+            documents = whole.every(source)
             Engine.build(documents, new, loaded, how, resume=True, progress=progress).close()
     engine = Engine.open(new, loaded)
     try:
@@ -93,7 +93,7 @@ def _caught_up(engine: Engine, old: Path) -> bool:
     before = engine.store.manifest.commit
     with Store.open(old) as source:
         # What is there already stays where it is.
-        engine.add(every(source), commit=False)
+        engine.add(whole.every(source), commit=False)
         engine.delete(_gone(engine, source), commit=False)
         engine.commit()
         commit = source.manifest.commit
@@ -105,6 +105,6 @@ def _caught_up(engine: Engine, old: Path) -> bool:
 
 def _gone(there: Engine, source: Store) -> Iterator[str]:
     """Ids in the new index that the old one has no more."""
-    ids = names(there.store)
+    ids = whole.names(there.store)
     while part := list(islice(ids, _TOGETHER)):
-        yield from sorted(set(part) - rows_of(source, part).keys())
+        yield from sorted(set(part) - whole.rows_of(source, part).keys())

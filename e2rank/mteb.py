@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from e2rank import whole
 from e2rank.checks import check_count
 from e2rank.config import IndexConfig
 from e2rank.encoders import Encoder, sparse_fingerprint, token_fingerprint
@@ -18,7 +19,6 @@ from e2rank.encoders.presets import load_encoder
 from e2rank.engine import Engine
 from e2rank.errors import MissingExtra
 from e2rank.hits import Hit, Hits
-from e2rank.whole import names, rows_of
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
@@ -241,7 +241,7 @@ class MtebSearch:
             # Read once, as it may be an iterator.
             count = engine.add(_documents(_noting(corpus, given)))
             if len(engine) > count:
-                engine.delete(set(names(engine.store)) - given)
+                engine.delete(set(whole.names(engine.store)) - given)
         except BaseException:
             engine.close()
             raise
@@ -262,7 +262,7 @@ class MtebSearch:
         self, engine: Engine, query: str, text: str, among: list[str], top_k: int
     ) -> dict[str, float]:
         """The best of these candidates, which are scored as in a search of the whole corpus."""
-        known = rows_of(engine.store, among)
+        known = whole.rows_of(engine.store, among)
         if unknown := [each for each in among if each not in known]:
             raise ValueError(
                 f"the candidate {unknown[0]!r} of query {query!r} is not in the corpus"

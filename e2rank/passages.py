@@ -2,17 +2,16 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 from e2rank.documents import Document, as_documents
 from e2rank.encoders import Encoder
 from e2rank.encoders.tokens import Wording
 from e2rank.errors import CorpusError
 from e2rank.index.staging import Ids
-from e2rank.whole import NUMBER, OF, START, ids_of, passage_id
-
-_TOGETHER = 1000
+from e2rank.index.writer import Writer
+from e2rank.whole import NUMBER, OF, START, number_of, passage_id, passages_of
 
 # After what closes a sentence, or a line; some scripts write no blank behind a stop.
 _ENDS = re.compile(
@@ -49,31 +48,37 @@ def split_documents(
         encoder: whose tokens are counted, with a tokenizer of its own (`words`), as those of torch
             and exported ones have.
         tokens: that a passage has at most, its title and what the contract adds included.
-        overlap: tokens at the end of a passage that the next one begins with, a quarter at most;
-            None for a quarter.
+        overlap: how many tokens at the end of a passage the next one may begin with, a quarter at
+            most; None for a quarter.
     Raises:
         CorpusError: for a document that brings a vector, which is none of its passages', or has
             metadata under one of these three names.
         ValueError: if the encoder has no tokenizer, or tokens and overlap leave no room for a text.
     """
-    words = getattr(encoder, "words", None)
-    if not isinstance(words, Wording):
-        raise ValueError(
-            f"{encoder.name} has no tokenizer of its own to split documents by: take an encoder "
-            "that has one, or keep documents whole (passages=0)"
-        )
-    most, over = encoder.contract.document_tokens, tokens // 4 if overlap is None else overlap
-    if not 0 < tokens <= most or not 0 <= over <= tokens // 4:
-        raise ValueError(
-            f"passages of {tokens} tokens that overlap by {over}; expected at most the {most} that "
-            f"{encoder.name} reads, and an overlap of a quarter of them at most"
-        )
-    return _split(documents, words, tokens, over)
+    return _split(documents, *_checked(encoder, tokens, overlap))
 
 
 def can_split(encoder: Encoder) -> bool:
     """Whether it has a tokenizer of its own."""
     return isinstance(getattr(encoder, "words", None), Wording)
+
+
+def _checked(encoder: Encoder, tokens: int, overlap: int | None) -> tuple[Wording, int, int]:
+    """What splits, and by how many tokens."""
+    if not can_split(encoder):
+        raise ValueError(
+            f"{encoder.name} has no tokenizer of its own to split documents by: take an encoder "
+            "that has one, or keep documents whole (passages=0)"
+        )
+    # Of several models joined, one may read less than the others.
+    most = min(getattr(encoder, "document_budgets", (encoder.contract.document_tokens,)))
+    over = tokens // 4 if overlap is None else overlap
+    if not 0 < tokens <= most or not 0 <= over <= tokens // 4:
+        raise ValueError(
+            f"passages of {tokens} tokens that overlap by {over}; expected at most the {most} that "
+            f"{encoder.name} reads, and an overlap of a quarter of them at most"
+        )
+    return cast(Any, encoder).words, tokens, over
 
 
 class Split(Iterable[Document]):
@@ -90,7 +95,7 @@ class Split(Iterable[Document]):
         documents: Iterable[Document | Mapping[str, Any]],
         encoder: Encoder,
         tokens: int,
-        held: Callable[[list[str]], Collection[str]] | None = None,
+        writer: Writer | None = None,
     ) -> None:
         """Make ready to split.
 
@@ -98,35 +103,25 @@ class Split(Iterable[Document]):
             documents: as for `split_documents`.
             encoder: of the index.
             tokens: of a passage.
-            held: which of some ids the index holds; None for a new one.
+            writer: of the index; None for a new one.
         Raises:
             ValueError: as by `split_documents`.
         """
+        self._documents, self._writer = documents, writer
         # Refused before anything is written.
-        split_documents((), encoder, tokens=tokens)
-        self._documents, self._held = documents, held
-        self._encoder, self._tokens = encoder, tokens
+        self._how = _checked(encoder, tokens, None)
         self.count, self.left = 0, list[str]()
 
     def __iter__(self) -> Iterator[Document]:
-        numbers: dict[str, int] = {}
         with contextlib.closing(Ids()) as ids:
             for document in as_documents(self._documents):
                 ids.add([document.id], self.count)
-                passages = list(split_documents([document], self._encoder, tokens=self._tokens))
+                passages = list(_split([document], *self._how))
                 self.count += 1
                 yield from passages
-                numbers[document.id] = len(passages)
-                if len(numbers) == _TOGETHER:
-                    self._leave(numbers)
-                    numbers = {}
-            self._leave(numbers)
-
-    def _leave(self, numbers: Mapping[str, int]) -> None:
-        """Note what the index holds of documents beyond so many passages of each."""
-        if self._held:
-            left = ids_of(self._held, numbers)
-            self.left += [each for ids in left.values() for each in ids]
+                if self._writer:
+                    own = passages_of(self._writer, document.id)
+                    self.left += [each for each in own if number_of(each) >= len(passages)]
 
 
 def _split(

@@ -226,7 +226,7 @@ class Pool:
         ranks = self._first_ranks(order, things)
         found = store.documents(self.rows[order])
         documents = [of_passage(each) for each in found] if is_split(store) else found
-        starts = [each.metadata[START] for each in found] if is_split(store) else [0] * len(found)
+        starts = [each.metadata.get(START, 0) if is_split(store) else 0 for each in found]
         return tuple(
             Hit(
                 id=document.id,
@@ -250,5 +250,4 @@ class Pool:
             return [int(each) for each in self.first_rank[places]]
         found = np.flatnonzero(self.first_rank > 0)
         found = found[np.argsort(self.first_rank[found], kind="stable")]
-        ranks = things.ranks(self.rows[found])
-        return [ranks.get(each, 0) for each in things.of(self.rows[places])]
+        return things.ranks(self.rows[found], things.of(self.rows[places]))

@@ -1,6 +1,6 @@
 """An index of passages by its documents: found by their ids, counted, and given back whole."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -37,51 +37,32 @@ def owner_of(identifier: str) -> str:
     return identifier.rpartition("#")[0]
 
 
+def number_of(identifier: str) -> int:
+    """The number of a passage with this id; -1 if it is the id of none."""
+    number = identifier.rpartition("#")[2]
+    return int(number) if number.isdecimal() else -1
+
+
 def is_split(store: Store) -> bool:
     """Whether the index holds passages, which it splits documents into."""
     return store.manifest.index_config.passages > 0
 
 
-def ids_of(
-    held: Callable[[list[str]], Collection[str]], numbers: Mapping[str, int]
-) -> dict[str, list[str]]:
-    """The ids of the passages that an index holds of documents.
-
-    Args:
-        held: which of some ids the index holds.
-        numbers: of each document, the number of the first passage to look for.
-    Returns:
-        For each of these documents the ids in order, perhaps none.
-    """
-    found: dict[str, list[str]] = {each: [] for each in numbers}
-    wanted, many = dict(numbers), 8
-    while wanted:
-        asked = {
-            each: [passage_id(each, number) for number in range(first, first + many)]
-            for each, first in wanted.items()
-        }
-        there = held([identifier for ids in asked.values() for identifier in ids])
-        for each, ids in asked.items():
-            found[each] += [identifier for identifier in ids if identifier in there]
-        # They are numbered without gaps.
-        wanted = {each: wanted[each] + many for each, ids in asked.items() if ids[-1] in there}
-        many *= 2
-    return found
+def passages_of(index: Store | Writer, identifier: str) -> list[str]:
+    """The ids of a document's passages that an index holds, in their order."""
+    return _own(index.starting(f"{identifier}#"), identifier)
 
 
 def rows_of(store: Store, ids: Sequence[str]) -> dict[str, list[int]]:
     """The rows of those of these documents that the index holds: its passages', or its own."""
     if not is_split(store):
         return {each: [row] for each, row in store.rows_of(ids).items()}
-    rows: dict[str, int] = {}
-
-    def held(passages: list[str]) -> Collection[str]:
-        found = store.rows_of(passages)
-        rows.update(found)
-        return found
-
-    parts = ids_of(held, dict.fromkeys(ids, 0))
-    return {each: [rows[passage] for passage in own] for each, own in parts.items() if own}
+    found: dict[str, list[int]] = {}
+    for each in ids:
+        rows = store.starting(f"{each}#")
+        if own := _own(rows, each):
+            found[each] = [rows[passage] for passage in own]
+    return found
 
 
 def count(store: Store) -> int:
@@ -89,11 +70,13 @@ def count(store: Store) -> int:
     return len(_firsts(store)) if is_split(store) else len(store)
 
 
-def count_among(view: Store) -> int:
-    """Documents in a view of an index of passages: those whose first passage is in it, or more."""
-    firsts = np.intersect1d(view.rows, _firsts(view).rows, assume_unique=True)
-    # A filter on what passages are of may leave out the first ones.
-    return len(firsts) or len(view)
+def most_passages(store: Store) -> int:
+    """How many rows the document with the most has."""
+    if not is_split(store):
+        return 1
+    rows = store.rows
+    parts = (store.ids(rows[start : start + _TOGETHER]) for start in range(0, len(rows), _TOGETHER))
+    return 1 + max((number_of(each) for part in parts for each in part), default=0)
 
 
 def every(store: Store) -> Iterator[Document]:
@@ -169,9 +152,9 @@ def delete(writer: Writer, ids: Sequence[str], condition: Condition | None) -> i
             )
         matched = writer.delete_where(And((condition, _FIRST)))
         writer.delete_where(condition)
-    found = ids_of(writer.held, dict.fromkeys(ids, 0))
-    writer.delete(identifier for own in found.values() for identifier in own)
-    return matched + sum(map(bool, found.values()))
+    found = [passages_of(writer, each) for each in dict.fromkeys(ids)]
+    writer.delete(passage for own in found for passage in own)
+    return matched + sum(map(bool, found))
 
 
 def check(store: Store) -> None:
@@ -186,8 +169,8 @@ def check(store: Store) -> None:
     owners, numbers = np.empty(len(rows), dtype=np.uint64), np.empty(len(rows), dtype=np.int64)
     for start in range(0, len(rows), _TOGETHER):
         for place, passage in enumerate(store.ids(rows[start : start + _TOGETHER]), start):
-            owner, _, number = passage.rpartition("#")
-            owners[place], numbers[place] = xxhash.xxh3_64_intdigest(owner.encode()), int(number)
+            owners[place] = xxhash.xxh3_64_intdigest(owner_of(passage).encode())
+            numbers[place] = number_of(passage)
     order = np.lexsort((numbers, owners))
     owners, numbers = owners[order], numbers[order]
     begins = np.r_[True, owners[1:] != owners[:-1]][: len(rows)]
@@ -203,7 +186,12 @@ def check(store: Store) -> None:
 def of_passage(passage: Document) -> Document:
     """A passage under its document's id and metadata, without the blanks behind it."""
     metadata = {k: v for k, v in passage.metadata.items() if k not in (OF, NUMBER, START)}
-    return Document(passage.metadata[OF], passage.text.rstrip(), passage.title, metadata)
+    return Document(owner_of(passage.id), passage.text.rstrip(), passage.title, metadata)
+
+
+def _own(there: Iterable[str], identifier: str) -> list[str]:
+    """Those of some ids that are of a document's passages, in their order."""
+    return sorted((each for each in there if owner_of(each) == identifier), key=number_of)
 
 
 def _firsts(store: Store) -> Store:
@@ -214,11 +202,12 @@ def _firsts(store: Store) -> Store:
 def _joined(passages: Sequence[Document], store: Store) -> Document:
     before = -passages[0].metadata[START]
     texts, length = list[str](), -before
-    for each in passages:
+    for number, each in enumerate(passages):
         known = length - each.metadata[START]
-        if known < 0:
+        if known < 0 or number_of(each.id) != number:
             raise IndexFormatError(
-                f"{store.folder}: the passage {each.id!r} does not begin where the one before ends"
+                f"{store.folder}: the passage before {each.id!r} is missing: add its document "
+                "again, or delete it"
             )
         texts.append(each.text[known:])
         length += len(texts[-1])

@@ -14,7 +14,7 @@ from encoders_support import BERT, QWEN, byte_pairs, wordpiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2rank import CorpusError, Document, Engine, MaxSim
+from e2rank import CorpusError, Document, Engine, Hybrid, MaxSim
 from e2rank import passages as passages_module
 from e2rank.collapse import Collapse
 from e2rank.encoders.tokens import Wording
@@ -175,6 +175,14 @@ def test_what_would_be_lost_or_wrong_is_refused() -> None:
         split(Document("a", LONG), Engine("hashing").encoder)
 
 
+def test_of_joined_models_the_one_that_reads_least_reads_passages_whole() -> None:
+    joined = reader()
+    joined.document_budgets = (48, 256)
+    assert len(split(Document("a", LONG), joined, tokens=48)) > 3
+    with pytest.raises(ValueError, match="at most the 48 that bert reads"):
+        split(Document("a", LONG), joined, tokens=64)
+
+
 def led_by_blanks(text: str) -> SimpleNamespace:
     """As much of a tokenizer as splitting asks for, whose tokens begin with the blank before."""
     spans = [match.span() for match in re.finditer(r"\s*\S+", text)]
@@ -207,7 +215,8 @@ def test_a_hybrid_that_looks_deeper_keeps_what_it_found_first(tmp_path: Path) ->
         )
         for n in range(900)
     ]
-    options = {"gather": "dense+bm25", "rerank": False, "collapse": "of"}
+    hybrid = Hybrid(("dense", "bm25"), depth=10)
+    options = {"gather": hybrid, "rerank": False, "collapse": "of", "depth": 10}
     with Engine.build(documents, tmp_path / "i", "hashing") as engine:
         few, many = (engine.search("wing 3 stalls 4", k, **options) for k in (10, 28))
     assert [hit.id for hit in few] == [hit.id for hit in many][:10]

@@ -14,17 +14,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import Run, run  # noqa: F401 - the fixture is used by name
 
-from e2rank import Candidates, CorpusError, Document, Engine, IndexConfig, IndexFormatError
-from e2rank import passages as passages_module
+from e2rank import (
+    Candidates,
+    CorpusError,
+    Document,
+    Engine,
+    Hybrid,
+    IndexConfig,
+    IndexFormatError,
+)
 from e2rank.encoders.combined import Combined
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.encoders.tokens import Wording
+from e2rank.gather import DenseGatherer, Gathered
 from e2rank.index.writer import Writer
 from e2rank.migrate import migrate
 from e2rank.mteb import MtebSearch
 from e2rank.passages import split_documents
 from e2rank.rerank import Scored
 from e2rank.train.labelling import label
+from e2rank.whole import passages_of
 
 TOKENS = 24
 CONFIG = IndexConfig(passages=TOKENS)
@@ -63,12 +72,12 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
         yield engine
 
 
-def passages_of(*documents: Document) -> list[str]:
+def ids_of(*documents: Document) -> list[str]:
     return [each.id for each in split_documents(documents, Hashing(), tokens=TOKENS)]
 
 
 def test_documents_are_counted_found_and_given_back_as_they_came(engine: Engine) -> None:
-    assert len(engine.store) == len(passages_of(*CORPUS)) > 2 * len(CORPUS)
+    assert len(engine.store) == len(ids_of(*CORPUS)) > 2 * len(CORPUS)
     assert len(engine) == len(CORPUS)
     assert list(engine) == CORPUS
     assert engine.get(["c", "a", "d"]) == [CORPUS[3], CORPUS[0], CORPUS[4]]
@@ -136,7 +145,7 @@ def test_a_list_of_documents_is_reranked_by_the_passage_nearest_to_the_query(
     }
     assert found.model_calls == 1
     assert not engine.rerank("wing stall", [], rerank="cosine")
-    with pytest.raises(ValueError, match="query 0 is .* not blank"):
+    with pytest.raises(ValueError, match=r"query 0 is .* not blank"):
         engine.rerank(" ", given)
     again = engine.rerank("wing stall", whole, rerank="cosine")
     assert [hit.id for hit in again] == [hit.id for hit in whole]
@@ -165,16 +174,26 @@ def test_one_long_document_hides_no_others(tmp_path: Path, gather: str) -> None:
         assert found.model_calls == (gather != "bm25")
         assert len(engine.search("wing stall", 99, **how)) == 13
         assert len(engine.search("wing stall", 8, where={"n": {">=": 6}}, **how)) == 6
+        some = "not exists n and passage_number = 0 or n >= 6"
+        assert len(engine.search("wing stall", 9, where=some, **how)) == 7
+        # Each query that lacks documents keeps its own vectors.
+        several = engine.search_many(["panel 3", "wing stall", "wing panel 7"], 10, **how)
+        alone = [engine.search(query, 10, **how) for query in ("panel 3", "wing stall")]
+        assert [hit.id for hit in several[0]] == [hit.id for hit in alone[0]]
+        assert [hit.id for hit in several[1]] == [hit.id for hit in alone[1]]
 
 
 def test_filters_and_other_fields_hold_for_documents(engine: Engine) -> None:
     found = engine.search("wing", 9, rerank=False, where={"year": 1950})
     assert sorted(hit.id for hit in found) == ["a", "c"]
+    engine.add([Document("e", text_of(13, 9))])
     found = engine.search("wing", 9, rerank=False, collapse="year")
-    assert len({hit.metadata.get("year") for hit in found}) == len(found) == 4
+    # Documents without a year stand for themselves, by their best passages.
+    assert len({hit.metadata.get("year", hit.id) for hit in found}) == len(found) == 5
+    assert [hit.first_rank for hit in found] == [1, 2, 3, 4, 5]
     inside = engine.search("wing", 99, rerank=False, collapse=False, where={"passage_of": "a"})
     assert {hit.id for hit in inside} == {"a"}
-    assert len(inside) == len(passages_of(CORPUS[0]))
+    assert len(inside) == len(ids_of(CORPUS[0]))
 
 
 @pytest.mark.parametrize("sentences", [1, 4, 20])
@@ -184,7 +203,7 @@ def test_a_document_given_again_leaves_nothing_of_its_former_text(
     new = Document("a", text_of(9, sentences), "Wings", {"year": 1999})
     assert engine.add([new]) == 1
     now = [new, *CORPUS[1:]]
-    assert sorted(each.id for each in engine.store) == sorted(passages_of(*now))
+    assert sorted(each.id for each in engine.store) == sorted(ids_of(*now))
     assert {each.id: each for each in engine} == {each.id: each for each in now}
 
 
@@ -203,7 +222,7 @@ def test_changes_that_are_kept_back_replace_one_another(engine: Engine) -> None:
     assert len(engine) == len(CORPUS)
     engine.commit()
     now = [short, *CORPUS[2:]]
-    assert sorted(each.id for each in engine.store) == sorted(passages_of(*now))
+    assert sorted(each.id for each in engine.store) == sorted(ids_of(*now))
 
 
 def test_documents_are_deleted_whole(engine: Engine) -> None:
@@ -223,11 +242,7 @@ def test_documents_are_deleted_whole(engine: Engine) -> None:
     assert list(engine) == CORPUS
 
 
-@pytest.mark.parametrize("together", [1, 2, 5])
-def test_what_many_documents_leave_is_deleted(
-    engine: Engine, together: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(passages_module, "_TOGETHER", together)
+def test_what_many_documents_leave_is_deleted(engine: Engine) -> None:
     new = [Document(each.id, "A wing.") for each in CORPUS]
     done: list[int] = []
     assert engine.add(new, progress=done.append) == done[-1] == len(CORPUS)
@@ -253,20 +268,25 @@ def test_a_title_that_is_split_with_its_text_is_given_back(tmp_path: Path) -> No
             assert hit.text == hit.text.rstrip()
 
 
-def test_a_missing_passage_is_found(engine: Engine) -> None:
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_missing_passage_is_found(engine: Engine, number: int, again: bool) -> None:
     engine.verify()
     with Writer(engine.store) as writer:
-        writer.delete(["a#1"])
+        writer.delete([f"a#{number}"])
         writer.commit()
     engine.refresh()
-    with pytest.raises(IndexFormatError, match="the passage before 'a#2' is missing"):
-        engine.verify()
-    with pytest.raises(IndexFormatError, match="'a#2' does not begin where the one before ends"):
-        list(engine)
-    # As the message says, that mends it.
-    engine.add(CORPUS[:1])
+    for read in (engine.verify, lambda: engine.get(["a"])):
+        with pytest.raises(IndexFormatError, match=f"the passage before 'a#{number + 1}' is miss"):
+            read()
+    # As the message says, either mends it.
+    if again:
+        engine.add([Document("a", "A wing.")])
+    else:
+        engine.delete(["a"])
     engine.verify()
-    assert sorted(each.id for each in engine) == sorted(each.id for each in CORPUS)
+    assert ("a" in engine) == again
+    assert passages_of(engine.store, "a") == ["a#0"] * again
 
 
 def test_the_command_line_counts_and_deletes_documents(
@@ -277,7 +297,7 @@ def test_the_command_line_counts_and_deletes_documents(
     folder = engine.store.folder
     engine.close()
     out = tmp_path / "i.tar.zst"
-    rows = len(passages_of(*CORPUS))
+    rows = len(ids_of(*CORPUS))
 
     def told(*words: Any) -> dict[str, Any]:
         done = run(*words, "--json")
@@ -292,7 +312,7 @@ def test_the_command_line_counts_and_deletes_documents(
     assert told("delete", folder, "--where", "year = 1952") == {"deleted": 1, "documents": 3}
     assert told("compact", folder)["documents"] == 3
     shown = told("show", folder, "--verify")
-    assert (shown["documents"], shown["passages"]) == (3, len(passages_of(CORPUS[1], *CORPUS[3:])))
+    assert (shown["documents"], shown["passages"]) == (3, len(ids_of(CORPUS[1], *CORPUS[3:])))
     both = ("--every-passage", "--collapse", "year")
     assert "contradict each other" in run("search", folder, "wing", *both).err
 
@@ -325,15 +345,50 @@ def test_a_query_of_a_document_is_labelled_among_the_passages_of_others(engine: 
             shown.extend(each for pool in pools for each in pool.ids)
             return [Scored(np.zeros(len(pool), dtype=np.float32)) for pool in pools]
 
-    others = passages_of(*CORPUS[1:])
+    others = ids_of(*CORPUS[1:])
     label(engine, [("wing stall flutter", "a")], Noting(), len(others))
     assert sorted(shown) == sorted(others)
+
+
+def test_a_list_stands_where_the_encoder_fails(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine.encoder, "encode_queries", fail)
+    given = [(each.id, float(9 - n)) for n, each in enumerate(CORPUS)]
+    for rerank in (False, "cosine"):
+        found = engine.rerank("wing", given, rerank=rerank)
+        assert [(hit.id, hit.start) for hit in found] == [(each.id, 0) for each in CORPUS]
+    assert "out of memory" in found.rerank_error
+    assert "documents stand by their first passages" in caplog.text
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_what_a_gatherer_of_ones_own_reads_again_is_counted(tmp_path: Path, within: bool) -> None:
+    long = Document("long", "wing stall. " * 400)
+    short = [Document(str(n), f"wing panel {n}") for n in range(12)]
+
+    class Own:
+        """Reads each query itself."""
+
+        def gather(self, queries: list[str], k: int) -> Gathered:
+            return DenseGatherer(engine.encoder, engine.store).gather(queries, k)
+
+    with Engine.build([long, *short], tmp_path / "i", Hashing(), CONFIG) as engine:
+        how = {"rerank": False, "depth": 5}
+        alone = engine.search("wing stall", 10, gather=Own(), **how)
+        hybrid = Hybrid((Own(), "dense"), depth=5, within=within)
+        both = engine.search("wing stall", 10, gather=hybrid, **how)
+    assert len(alone) == len(both) == 10
+    assert both.model_calls == alone.model_calls > 1
 
 
 def test_a_joined_encoder_splits_as_its_dense_part(tmp_path: Path) -> None:
     joined = Combined(Hashing(), None, None)
     with Engine.build(CORPUS, tmp_path / "i", joined, CONFIG) as engine:
-        assert sorted(each.id for each in engine.store) == sorted(passages_of(*CORPUS))
+        assert sorted(each.id for each in engine.store) == sorted(ids_of(*CORPUS))
 
 
 def test_an_index_moved_to_an_encoder_without_a_tokenizer_keeps_documents_whole(
@@ -351,7 +406,7 @@ def test_a_failed_add_leaves_all_as_it_was(engine: Engine) -> None:
     with pytest.raises(CorpusError, match="'e' has metadata under 'passage_of'"):
         engine.add([Document("a", "A wing."), Document("e", "b", metadata={"passage_of": "x"})])
     assert list(engine) == CORPUS
-    assert sorted(each.id for each in engine.store) == sorted(passages_of(*CORPUS))
+    assert sorted(each.id for each in engine.store) == sorted(ids_of(*CORPUS))
 
 
 class Killed(BaseException):
@@ -438,13 +493,15 @@ def test_after_any_changes_the_index_holds_the_passages_of_what_is_there(
                 engine.compact()
             assert len(engine) == len(there)
         assert {each.id: each for each in engine} == there
-        expected = passages_of(*there.values())
+        expected = ids_of(*there.values())
         assert sorted(each.id for each in engine.store) == sorted(expected)
 
 
 def test_a_writer_says_what_it_holds_before_it_commits(engine: Engine) -> None:
     engine.delete(["b"])
     with Writer(engine.store) as writer:
-        assert writer.held(["a#0", "a#99", "b#0"]) == {"a#0"}
+        assert writer.starting("b#") == set()
+        assert {"a#0", "a#1", "a#0#0"} < writer.starting("a#")
         writer.delete(["a#0"])
-        assert writer.held(["a#0", "a#1"]) == {"a#1"}
+        assert passages_of(writer, "a")[0] == "a#1"
+        assert passages_of(writer, "a#0")[0] == "a#0#0"

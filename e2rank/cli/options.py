@@ -51,8 +51,8 @@ Vectors = Annotated[
 Passages = Annotated[
     int | None,
     typer.Option(
-        help="Split documents into passages of at most so many tokens, 128 say, that overlap by a "
-        "quarter; what is added later, too."
+        help="Split documents into passages of at most so many tokens, 128 say, that overlap by up "
+        "to a quarter; what is added later, too."
     ),
 ]
 Collapse = Annotated[

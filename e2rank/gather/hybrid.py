@@ -173,7 +173,7 @@ class HybridGatherer:
         if encoded is not None and isinstance(first, FromEncoded):
             found = first.find(encoded, wide)
         else:
-            found = first.gather(queries, wide)
+            found = _counted(first.gather(queries, wide), encoded)
         encoded = encoded or found.queries or self.encoder.encode_queries(queries)
         lists = [_members(found, place) for place in range(len(queries))]
         rows = [own for _, own in lists]
@@ -198,7 +198,7 @@ class HybridGatherer:
                 encoded = self.encoder.encode_queries(queries) if encoded is None else encoded
                 found[number] = part.find(encoded, wide)
             else:
-                found[number] = part.gather(queries, wide)
+                found[number] = _counted(part.gather(queries, wide), encoded)
                 encoded = found[number].queries if encoded is None else encoded
         each = [found[number] for number in range(len(self.parts))]
         lists = [[_members(part, place) for part in each] for place in range(len(queries))]
@@ -213,6 +213,15 @@ class HybridGatherer:
         # Of each query, what all parts took.
         spent = zip(*(part.spent for part in each if part.spent), strict=True)
         return replace(_padded(fused, k, encoded), spent=[total(costs) for costs in spent])
+
+
+def _counted(found: Gathered, encoded: Encoding | None) -> Gathered:
+    """What a part found; its own reading of the queries is counted where they had been read."""
+    if encoded is None or found.queries is None:
+        return found
+    none = [(0, 0, 0)] * len(found.rows)
+    both = zip(found.spent or none, found.queries.costs(), strict=True)
+    return replace(found, spent=[total(costs) for costs in both])
 
 
 def _members(found: Gathered, place: int) -> Found:

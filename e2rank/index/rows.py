@@ -166,6 +166,16 @@ class Rows:
                     found[identifier] = start + row
         return found
 
+    def starting(self, prefix: str) -> dict[str, int]:
+        """The rows of all ids that start with a text, which ends with an ASCII character."""
+        found: dict[str, int] = {}
+        parts = zip(self._starts.tolist(), self._segments, self._live, strict=False)
+        for start, segment, alive in parts:
+            for identifier, row in segment.table.starting(prefix).items():
+                if alive is None or alive[row]:
+                    found[identifier] = start + row
+        return found
+
     def close(self) -> None:
         """Let go of the files, for every snapshot that shares them."""
         for each in self._segments:

@@ -113,6 +113,11 @@ class Store(Rows):
         self.close()
 
     @property
+    def filtered(self) -> bool:
+        """Whether this is a view by `where`."""
+        return self._allowed is not self._live
+
+    @property
     def rows(self) -> np.ndarray:
         """The rows that hold a document, ascending int64."""
         parts = zip(self._starts.tolist(), self._segments, self._allowed, strict=False)

@@ -121,6 +121,16 @@ class Table:
                     raise LookupError(f"it holds a row {strange[0]} of {self._count}")
         return found
 
+    def starting(self, prefix: str) -> dict[str, int]:
+        """The rows of all ids that start with a text, which ends with an ASCII character."""
+        beyond = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        with self._reading() as connection:
+            sql = "SELECT id, row FROM documents WHERE id >= ? AND id < ?"
+            found = dict(connection.execute(sql, (prefix, beyond)).fetchall())
+            if strange := [row for row in found.values() if not 0 <= row < self._count]:
+                raise LookupError(f"it holds a row {strange[0]} of {self._count}")
+        return found
+
     def ids(self) -> Iterator[tuple[int, str]]:
         """Every row and its id, in row order; a page at a time."""
         last = -1

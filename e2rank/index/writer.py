@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -159,12 +159,12 @@ class Writer:
             self._changed = True
         return done
 
-    def held(self, ids: Sequence[str]) -> set[str]:
-        """Those of these ids that the index holds, with what was changed here."""
+    def starting(self, prefix: str) -> set[str]:
+        """Ids that start with a text, as `Rows.starting`, with what was changed here."""
         return {
             identifier
             for part in self._parts
-            for identifier, row in part.segment.table.rows_of(ids).items()
+            for identifier, row in part.segment.table.starting(prefix).items()
             if part.alive[row]
         }
 

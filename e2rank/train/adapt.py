@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from e2rank import whole
 from e2rank.encoders.adapter import QUERY, Adapter
 from e2rank.encoders.directions import Directions
 from e2rank.encoders.torch import TorchEncoder
@@ -93,7 +94,9 @@ def adapt(
         engine.refresh()
         encoder = _adaptable(engine, teacher)
         asked = _queries(engine, settings, queries, trains=teacher is not None)
-        depth = min(settings.depth or (30 if teacher else 100), len(engine.store) - 1)
+        # A query's own document is left out, with all its passages.
+        others = len(engine.store) - whole.most_passages(engine.store)
+        depth = min(settings.depth or (30 if teacher else 100), others)
         with remembered(engine, teacher, where / WORK) as labels:
             found = label(engine, asked, labels, depth, progress=progress)
         directions = term_directions(
@@ -145,7 +148,8 @@ def _adaptable(engine: Engine, teacher: Reranker | None) -> TorchEncoder:
         )
     if len(engine.store) < 3:
         raise ValueError(
-            f"the index holds {len(engine.store)} documents; at least 3 are needed to rank some"
+            f"the index holds {len(engine.store)} {engine.store.manifest.noun}; at least 3 are "
+            "needed to rank some"
         )
     if encoder.adapter is not None and encoder.adapter.directions() is not None:
         raise ValueError(
