@@ -254,18 +254,18 @@ def test_what_passages_gain_is_what_was_measured() -> None:
     def told(values: list[float]) -> str:
         return f"{sum(values) / len(values):.3f}".removeprefix("0")
 
-    ways = ("dense", "dense + tokens")
-    means = [told([each[way] for each in gains]) for way in ways]
+    ways = ("dense", "dense + tokens", "dense, bm25 + tokens")
+    means = [told([each[way] for each in gains]) for way in (*ways, "dense, bm25")]
     scifact = [told([gains[0][way]]) for way in ways]
     text = " ".join(README.split())
-    assert f"gain {means[0]} nDCG@10 on the mean dense and {means[1]} with tokens" in text
-    assert f"(SciFact {scifact[0]} and {scifact[1]}, p .002 at most;" in text
-    assert all(found[0]["ways"][way]["passages"]["p against cut"] <= 0.002 for way in ways)
-    assert f"with {found[0]['passages'] / 5183:.1f} times the vectors" in text
+    assert (
+        f"gain {means[0]} nDCG@10 on the mean dense, {means[1]} with tokens and {means[2]} with "
+        f"both BM25 and tokens (SciFact {scifact[0]}, {scifact[1]} and {scifact[2]}, p .003 at "
+        f"most; with {found[0]['passages'] / found[0]['documents']:.1f} times the vectors), but "
+        f"{means[3]} beside BM25 alone"
+    ) in text
+    assert all(found[0]["ways"][way]["passages"]["p against cut"] <= 0.003 for way in ways)
     assert [each["collection"] for each in found] == ["scifact", "nfcorpus", "cranfield", "cisi"]
-    lost = [(n, way) for n, each in enumerate(gains) for way, gain in each.items() if gain < 0]
-    assert lost == [(2, "dense, bm25"), (2, "dense, bm25 + tokens"), (3, "dense, bm25")]
-    assert gains[3]["dense, bm25 + tokens"] < 0.002
 
 
 def test_what_a_server_answers_is_what_was_measured() -> None:
