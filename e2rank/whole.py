@@ -150,7 +150,7 @@ def delete(writer: Writer, ids: Sequence[str], condition: Condition | None) -> i
                 f"{min(own)!r} differs within a document, and documents are deleted whole; nothing "
                 "was deleted"
             )
-        matched = writer.delete_where(And((condition, _FIRST)))
+        matched = writer.count_where(And((condition, _FIRST)))
         writer.delete_where(condition)
     found = [passages_of(writer, each) for each in dict.fromkeys(ids)]
     writer.delete(passage for own in found for passage in own)

@@ -225,7 +225,7 @@ def test_changes_that_are_kept_back_replace_one_another(engine: Engine) -> None:
     assert sorted(each.id for each in engine.store) == sorted(ids_of(*now))
 
 
-def test_documents_are_deleted_whole(engine: Engine) -> None:
+def test_documents_are_deleted_whole(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     assert engine.delete(["a", "a", "nothing", "a#1"]) == 1
     assert [each.id for each in engine] == ["b", "a#0", "c", "d"]
     assert engine.delete(["b"], where={"year": {">=": 1951}}) == 2
@@ -236,6 +236,8 @@ def test_documents_are_deleted_whole(engine: Engine) -> None:
         with pytest.raises(ValueError, match="deleted whole; nothing was deleted"):
             engine.delete(where=where)
     assert list(engine) == CORPUS[3:]
+    assert engine.delete(where={"yaer": 1950}) == 0
+    assert sum("yaer" in message for message in caplog.messages) == 1
     assert engine.delete(where={}) == 2
     assert (len(engine), list(engine), len(engine.store)) == (0, [], 0)
     engine.add(CORPUS)

@@ -178,6 +178,11 @@ class Writer:
         found = [list(part.segment.table.rows_of(wanted).values()) for part in self._parts]
         return sum(part.delete(rows) for part, rows in zip(self._parts, found, strict=True))
 
+    def count_where(self, condition: Condition) -> int:
+        """How many documents' metadata meet a condition."""
+        found = (part.segment.matching(condition) & part.alive for part in self._parts)
+        return sum(int(np.count_nonzero(each)) for each in found)
+
     def delete_where(self, condition: Condition) -> int:
         """Delete the documents whose metadata meet a condition.
 
