@@ -11,6 +11,7 @@ from e2rank.documents import Document, SparseVectors, TokenVectors
 from e2rank.index.deletions import read_alive
 from e2rank.index.manifest import Manifest
 from e2rank.index.segment import Segment
+from e2rank.index.table import Table
 from e2rank.index.tokens import floats_of, joined
 
 T = TypeVar("T")
@@ -158,20 +159,18 @@ class Rows:
 
     def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
         """The rows of those of these ids that the index holds."""
-        found: dict[str, int] = {}
-        parts = zip(self._starts.tolist(), self._segments, self._live, strict=False)
-        for start, segment, alive in parts:
-            for identifier, row in segment.table.rows_of(ids).items():
-                if alive is None or alive[row]:
-                    found[identifier] = start + row
-        return found
+        return self._living(lambda table: table.rows_of(ids))
 
     def starting(self, prefix: str) -> dict[str, int]:
         """The rows of all ids that start with a text, which ends with an ASCII character."""
+        return self._living(lambda table: table.starting(prefix))
+
+    def _living(self, found_in: Callable[[Table], dict[str, int]]) -> dict[str, int]:
+        """What is found by id in the tables of all segments, where it is not deleted."""
         found: dict[str, int] = {}
         parts = zip(self._starts.tolist(), self._segments, self._live, strict=False)
         for start, segment, alive in parts:
-            for identifier, row in segment.table.starting(prefix).items():
+            for identifier, row in found_in(segment.table).items():
                 if alive is None or alive[row]:
                     found[identifier] = start + row
         return found

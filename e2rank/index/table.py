@@ -117,8 +117,7 @@ class Table:
             sql = f"SELECT id, row FROM documents WHERE id IN ({marks})"
             with self._reading() as connection:
                 found |= connection.execute(sql, part).fetchall()
-                if strange := [row for row in found.values() if not 0 <= row < self._count]:
-                    raise LookupError(f"it holds a row {strange[0]} of {self._count}")
+                self._check(found.values())
         return found
 
     def starting(self, prefix: str) -> dict[str, int]:
@@ -127,9 +126,12 @@ class Table:
         with self._reading() as connection:
             sql = "SELECT id, row FROM documents WHERE id >= ? AND id < ?"
             found = dict(connection.execute(sql, (prefix, beyond)).fetchall())
-            if strange := [row for row in found.values() if not 0 <= row < self._count]:
-                raise LookupError(f"it holds a row {strange[0]} of {self._count}")
+            self._check(found.values())
         return found
+
+    def _check(self, rows: Iterable[int]) -> None:
+        if strange := [row for row in rows if not 0 <= row < self._count]:
+            raise LookupError(f"it holds a row {strange[0]} of {self._count}")
 
     def ids(self) -> Iterator[tuple[int, str]]:
         """Every row and its id, in row order; a page at a time."""
