@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from e2rank.checks import check_ranking, listed
+from e2rank.checks import check_ranking, check_texts, listed
 from e2rank.collapse import Collapse
 from e2rank.contract import Prompt
 from e2rank.encoders import Encoder, Encoding, report_cut
@@ -18,7 +18,8 @@ from e2rank.gather.multivector import check_tokens
 from e2rank.hits import Hits, pairs_of
 from e2rank.index import Store
 from e2rank.indexed import Indexed
-from e2rank.ranking import order_texts
+from e2rank.passages import split_texts
+from e2rank.ranking import best_of, order_texts
 from e2rank.rerank.choose import Rerank, choose
 from e2rank.rerank.refine import MaxSim, Refine, choose_refine
 from e2rank.search import Search, check_queries
@@ -170,7 +171,10 @@ class Engine(Indexed):
     ) -> list[dict[str, Any]]:
         """Rank plain texts for a query, as sentence-transformers' `CrossEncoder.rank` does.
 
-        No index is needed: the texts are encoded, then reranked as a search would.
+        No index is needed: the texts are encoded, then reranked as a search would. Those longer
+        than the encoder reads are split into passages that it reads whole, and ranked by their
+        best; in an engine of an index of passages all are split as its documents are. Only an
+        encoder without a tokenizer of its own cuts them, which is logged.
 
         Args:
             query: not blank.
@@ -191,7 +195,13 @@ class Engine(Indexed):
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be at least 1")
         documents = listed(documents)
-        found = order_texts(self.encoder, choose(rerank, self.encoder), query, documents, fuse)
+        check_texts(documents)
+        passages = list(split_texts(documents, self.encoder, self.passages))
+        texts = [text for _, text in passages]
+        found = best_of(
+            order_texts(self.encoder, choose(rerank, self.encoder), query, texts, fuse),
+            [place for place, _ in passages],
+        )
         report_cut(self.encoder, found.cut, len(documents))
         ranked: list[dict[str, Any]] = [
             {"corpus_id": int(place), "score": float(found.scores[place])}

@@ -219,6 +219,11 @@ class Indexed:
         return self._opened is not None
 
     @property
+    def passages(self) -> int:
+        """Tokens of the passages that documents are split into; 0 where they are not."""
+        return self.store.manifest.index_config.passages if self.indexed else 0
+
+    @property
     def _index(self) -> Opened:
         if self._opened is None:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from e2rank.documents import Document, as_documents
@@ -58,6 +58,27 @@ def split_documents(
     return _split(documents, *_checked(encoder, tokens, overlap))
 
 
+def split_texts(
+    texts: Sequence[str], encoder: Encoder, tokens: int = 0
+) -> Iterator[tuple[int, str]]:
+    """Plain texts as passages, so that the encoder reads all of them.
+
+    Args:
+        texts: any number of them.
+        encoder: as for `split_documents`; for one that cannot split, texts stay as they are.
+        tokens: of a passage; 0 for as many as the encoder reads.
+    Yields:
+        Each passage behind the place of the text that it is of.
+    """
+    if not can_split(encoder):  # as one of one's own
+        yield from enumerate(texts)
+        return
+    words, budget, overlap = _checked(encoder, tokens or _most(encoder), None)
+    for place, text in enumerate(texts):
+        for start, stop in _pieces("", text, words, budget, overlap):
+            yield place, text[start:stop]
+
+
 def can_split(encoder: Encoder) -> bool:
     """Whether it has a tokenizer of its own."""
     return isinstance(getattr(encoder, "words", None), Wording)
@@ -70,8 +91,7 @@ def _checked(encoder: Encoder, tokens: int, overlap: int | None) -> tuple[Wordin
             f"{encoder.name} has no tokenizer of its own to split documents by: take an encoder "
             "that has one, or keep documents whole (passages=0)"
         )
-    # Of several models joined, one may read less than the others.
-    most = min(getattr(encoder, "document_budgets", (encoder.contract.document_tokens,)))
+    most = _most(encoder)
     over = tokens // 4 if overlap is None else overlap
     if not 0 < tokens <= most or not 0 <= over <= tokens // 4:
         raise ValueError(
@@ -79,6 +99,11 @@ def _checked(encoder: Encoder, tokens: int, overlap: int | None) -> tuple[Wordin
             f"{encoder.name} reads, and an overlap of a quarter of them at most"
         )
     return cast(Any, encoder).words, tokens, over
+
+
+def _most(encoder: Encoder) -> int:
+    """How many tokens of a document are read by every one of the encoder's models."""
+    return min(getattr(encoder, "document_budgets", (encoder.contract.document_tokens,)))
 
 
 class Split(Iterable[Document]):

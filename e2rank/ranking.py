@@ -30,6 +30,22 @@ class Ordered:
     cut: int
 
 
+def best_of(found: Ordered, places: Sequence[int]) -> Ordered:
+    """Texts in the order of their best passages, with the scores of these.
+
+    Args:
+        found: m passages that were ranked.
+        places: m places of the texts that they are of, each from 0 on.
+    """
+    first: dict[int, int] = {}
+    for passage in found.order.tolist():
+        first.setdefault(places[passage], passage)
+    order = np.fromiter(first, dtype=np.int64, count=len(first))
+    scores = np.empty(len(first), dtype=np.float32)
+    scores[order] = found.scores[list(first.values())]
+    return Ordered(order, scores, found.tokens, found.cut)
+
+
 def read_texts(encoder: Encoder, documents: Sequence[str]) -> Encoding:
     """What a rerank may need of plain texts: their vectors, and token vectors if there are any."""
     return encode_documents(encoder, documents, ("dense", "tokens"))

@@ -434,10 +434,10 @@ def test_a_long_list_is_read_in_parts_between_which_others_have_a_turn(engine: E
             each["corpus_id"] for each in engine.rank(QUERY, texts, fuse=1.0)
         ]
         counts = client.get("/metrics").text
-        # Three parts, and the ranking of what was read.
-        assert 'e2rank_batch_size_count{worker="texts"} 4.0' in counts
+        # Three parts are split, and three read, before they are ranked.
+        assert 'e2rank_batch_size_count{worker="texts"} 7.0' in counts
         post(client, "/embed", inputs=texts)
-        assert 'e2rank_batch_size_count{worker="texts"} 7.0' in client.get("/metrics").text
+        assert 'e2rank_batch_size_count{worker="texts"} 10.0' in client.get("/metrics").text
         post(client, "/search", queries=texts, k=1)
         assert 'e2rank_batch_size_count{worker="search"} 3.0' in client.get("/metrics").text
 

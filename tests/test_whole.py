@@ -12,6 +12,7 @@ import pytest
 from encoders_support import wordpiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 from test_cli import Run, run  # noqa: F401 - the fixture is used by name
 
 from e2rank import (
@@ -32,6 +33,7 @@ from e2rank.migrate import migrate
 from e2rank.mteb import MtebSearch
 from e2rank.passages import split_documents
 from e2rank.rerank import Scored
+from e2rank.serve import Service, make_app
 from e2rank.train.labelling import label
 from e2rank.whole import passages_of
 
@@ -507,3 +509,50 @@ def test_a_writer_says_what_it_holds_before_it_commits(engine: Engine) -> None:
         writer.delete(["a#0"])
         assert passages_of(writer, "a")[0] == "a#1"
         assert passages_of(writer, "a#0")[0] == "a#0#0"
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["no index", "an index of passages"])
+@pytest.mark.parametrize("rerank", [False, True, "prf"])
+def test_a_text_longer_than_is_read_is_ranked_by_its_best_passage(
+    engine: Engine, split: bool, rerank: Any
+) -> None:
+    ranking = engine if split else Engine(Hashing())
+    texts = [text_of(seed, sentences) for seed, sentences in ((1, 30), (2, 1), (3, 40), (4, 12))]
+    passages = [
+        (place, each.text)
+        for place, text in enumerate(texts)
+        for each in split_documents(
+            [Document("a", text)], Hashing(), tokens=TOKENS if split else 64
+        )
+    ]
+    assert len(passages) > 2 * len(texts)
+    # No passage is split again, so these are ranked as they are.
+    alone = Engine(Hashing()).rank(
+        "panels flutter", [text for _, text in passages], rerank=rerank, fuse=1.0
+    )
+    best = dict[int, float]()
+    for each in alone:
+        best.setdefault(passages[each["corpus_id"]][0], each["score"])
+    found = ranking.rank("panels flutter", texts, rerank=rerank, fuse=1.0, return_documents=True)
+    assert [(each["corpus_id"], each["score"]) for each in found] == list(best.items())
+    assert [each["text"] for each in found] == [texts[each["corpus_id"]] for each in found]
+    short = ranking.rank("panels flutter", texts, 2, rerank=rerank, fuse=1.0)
+    assert [each["corpus_id"] for each in short] == [each["corpus_id"] for each in found[:2]]
+
+
+def test_a_server_ranks_long_texts_by_their_best_passages_too() -> None:
+    engine = Engine(Hashing())
+    texts = [text_of(seed, 1 + seed % 30) for seed in range(70)]
+    with TestClient(make_app(Service(engine))) as client:
+        body = {"query": "panels flutter", "documents": texts}
+        found = client.post("/v1/rerank", json=body).json()
+        assert [(each["index"], each["relevance_score"]) for each in found["results"]] == [
+            (each["corpus_id"], each["score"])
+            for each in engine.rank("panels flutter", texts, fuse=1.0)
+        ]
+        assert found["truncated"] == 0
+        whole = {"query": "a", "texts": texts, "truncate": False}
+        assert len(client.post("/rerank", json=whole).json()) == 70
+        endless = client.post("/v1/rerank", json=body | {"documents": ["wing stall. " * 50_000]})
+        assert endless.status_code == 413
+        assert "more than 2,048 passages" in endless.json()["detail"]

@@ -6,6 +6,7 @@ import reprlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from e2rank.engine import Engine
 from e2rank.hits import Hits
 from e2rank.ranking import Ordered
+from e2rank.serve.fields import MOST_TEXTS
 from e2rank.serve.lane import Lane
 from e2rank.serve.refused import Refused
 from e2rank.serve.telemetry import Telemetry
@@ -26,6 +28,7 @@ from e2rank.serve.work import (
     ReadWork,
     SearchWork,
     Side,
+    SplitWork,
     joined,
 )
 
@@ -178,13 +181,25 @@ class Caller:
         return made
 
     async def rank(self, query: str, documents: Sequence[str], rerank: bool | str) -> Ordered:
-        """Documents ranked for a query; they are read first, some at a time."""
+        """Documents ranked for a query; they are split and read first, some at a time."""
         engine, lane = self.service.engine, self.service.texts
+        split = SplitWork(engine, MOST_TEXTS + 1)
+        passages, places = list[str](), list[int]()
+        for start, part in zip(count(0, TOGETHER), _parts(documents), strict=False):
+            for place, passage in await lane.ask(split, part, self.gone, len(part)):
+                passages.append(passage)
+                places.append(start + place)
+            if len(passages) > MOST_TEXTS:
+                raise Refused(
+                    413,
+                    f"the documents are more than {MOST_TEXTS:,} passages of a length that the "
+                    "model reads; send several requests",
+                )
         parts = [
             await lane.ask(ReadWork(engine), part, self.gone, len(part))
-            for part in _parts(documents) or [[]]
+            for part in _parts(passages) or [[]]
         ]
-        item = Ranking(query, documents, joined(parts))
+        item = Ranking(query, passages, places, joined(parts))
         found: Ordered = await lane.ask(RankWork(engine, rerank), item, self.gone)
         self.service.telemetry.cost(found.tokens, found.cut)
         return found

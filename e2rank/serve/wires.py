@@ -176,7 +176,7 @@ async def jina_rerank(body: Fields, caller: Caller) -> Json:
 
 
 async def cohere_rerank(body: Fields, caller: Caller) -> Json:
-    """POST /v2/rerank as Cohere has it; documents are cut where the model ends, and no earlier."""
+    """POST /v2/rerank as Cohere has it; documents are read whole, as passages if they are long."""
     body.passed_over("priority")
     reads = caller.service.engine.encoder.contract.document_tokens
     body.whole("max_tokens_per_doc", None, least=reads, most=_ANY)

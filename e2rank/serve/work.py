@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from e2rank.encoders import Encoding, Want, encode_documents
 from e2rank.engine import Engine
 from e2rank.hits import Hits
-from e2rank.ranking import Ordered, order_texts, read_texts
+from e2rank.passages import split_texts
+from e2rank.ranking import Ordered, best_of, order_texts, read_texts
 from e2rank.rerank.choose import choose
 
 Side = Literal["query", "document"]
@@ -99,8 +100,24 @@ class EmbedWork:
 
 
 @dataclass(frozen=True)
+class SplitWork:
+    """Plain texts as passages for `RankWork`, as `split_texts` has them; an item is a list of them.
+
+    No more than `stop` passages: who asks for more than one fewer is told so.
+    """
+
+    engine: Engine
+    stop: int
+    most: int = 1
+
+    def __call__(self, items: Sequence[Sequence[str]]) -> list[list[tuple[int, str]]]:
+        encoder, tokens = self.engine.encoder, self.engine.passages
+        return [list(islice(split_texts(item, encoder, tokens), self.stop)) for item in items]
+
+
+@dataclass(frozen=True)
 class ReadWork:
-    """Plain texts read for `RankWork`; an item is a list of them, and its size their number."""
+    """Passages read for `RankWork`; an item is a list of them, and its size their number."""
 
     engine: Engine
     # An encoding is not taken apart, so each list is one call.
@@ -112,10 +129,11 @@ class ReadWork:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """A query, and plain texts that were read for it."""
+    """A query, passages that were read for it, and the places of the texts that they are of."""
 
     query: str
-    documents: Sequence[str]
+    passages: Sequence[str]
+    places: Sequence[int]
     read: Encoding
 
 
@@ -131,7 +149,10 @@ class RankWork:
         encoder = self.engine.encoder
         reranker = choose(self.rerank, encoder)  # type: ignore[arg-type]
         return [
-            order_texts(encoder, reranker, each.query, each.documents, 1.0, each.read)
+            best_of(
+                order_texts(encoder, reranker, each.query, each.passages, 1.0, each.read),
+                each.places,
+            )
             for each in items
         ]
 
