@@ -35,6 +35,7 @@ from e2rank.passages import split_documents
 from e2rank.rerank import Scored
 from e2rank.serve import Service, make_app
 from e2rank.train.labelling import label
+from e2rank.train.mining import mine
 from e2rank.whole import passages_of
 
 TOKENS = 24
@@ -556,3 +557,22 @@ def test_a_server_ranks_long_texts_by_their_best_passages_too() -> None:
         endless = client.post("/v1/rerank", json=body | {"documents": ["wing stall. " * 50_000]})
         assert endless.status_code == 413
         assert "more than 2,048 passages" in endless.json()["detail"]
+
+
+def test_of_a_relevant_document_its_nearest_passage_is_learned_from_and_no_other(
+    engine: Engine,
+) -> None:
+    query = "panels flutter in a shock layer"
+    (asked,) = engine.encoder.encode_queries([query]).vectors
+    own = passages_of(engine.store, "a")
+    rows = engine.store.rows_of(own)
+    near = engine.store.vectors([rows[each] for each in own]) @ asked
+    (example,) = mine(engine, [query], {query: {"a"}}, depth=200, keep=200, margin=0.0)
+    labels = dict(zip(example.ids, example.labels, strict=True))
+    assert {each for each in labels if each in own} == {own[int(near.argmax())]}
+    assert sum(labels.values()) == labels[own[int(near.argmax())]] == 1
+    others = {*labels} - {*own}
+    assert len(others) > 5
+    assert others <= {*ids_of(*CORPUS)} - {*own}
+    with pytest.raises(ValueError, match="has no document 'a#9'"):
+        list(mine(engine, [query], {query: {"a#9"}}))

@@ -16,7 +16,7 @@ from e2rank.search import check_queries
 from e2rank.train.examples import Example
 from e2rank.train.mined import Mined
 from e2rank.train.teacher import Teacher, ask
-from e2rank.whole import is_split
+from e2rank.whole import nearest_of, rows_of
 
 TOGETHER = 64
 """Queries searched, and shown to the teacher, at a time."""
@@ -69,7 +69,7 @@ def mine(  # noqa: PLR0913 - one call, every choice by name
     seed: int = 0,
     source: str = "mined",
 ) -> Mined:
-    """Lists of each query's nearest documents, labelled by judgments or by a teacher.
+    """Lists of each query's nearest documents, or passages, labelled by judgments or by a teacher.
 
     With positives, a positive has label 1 and every other document 0. Candidates that score
     within `margin` of the query's best positive, or above it, may be relevant documents that
@@ -81,7 +81,8 @@ def mine(  # noqa: PLR0913 - one call, every choice by name
     Args:
         engine: an open `Engine`; its first stage searches.
         queries: read and searched a few at a time, so they may be endless.
-        positives: the ids of the relevant documents of each query, by its text.
+        positives: the ids of the relevant documents of each query, by its text. In an index of
+            passages the one that is nearest to the query stands for its document.
         depth: candidates searched for.
         keep: most documents of a list. At most half of them are positives.
         margin: in units of the scores by which candidates are dropped (cosines, or whatever the
@@ -159,32 +160,35 @@ class _Miner:
         store = self.engine.store
         found = DenseGatherer(self.engine.encoder, store).gather(queries, self.settings.depth)
         pools = []
-        for place, own in enumerate(wanted):
+        for place, parts in enumerate(wanted):
             there = found.rows[place] >= 0
             rows, first = found.rows[place][there], found.scores[place][there]
-            missed = np.setdiff1d(own, rows)
-            if len(missed) and found.queries is not None:
+            if parts and found.queries is not None:
                 asked = unit(found.queries.vectors[place : place + 1])[0]
+                own = np.unique(nearest_of(store, asked, parts))
+                # What else a relevant document says may be as relevant: it is shown as neither.
+                other = ~np.isin(rows, np.setdiff1d(np.concatenate(parts), own))
+                rows, first = rows[other], first[other]
+                missed = np.setdiff1d(own, rows)
                 rows = np.concatenate([rows, missed])
                 first = np.concatenate([first, store.vectors(missed) @ asked])
                 self.mined.added += len(missed)
+            else:
+                own = np.zeros(0, dtype=np.int64)
             pools.append(_Pool(rows, first, np.isin(rows, own)))
         return pools
 
-    def _rows_of(self, query: str) -> np.ndarray:
+    def _rows_of(self, query: str) -> list[list[int]]:
+        """Of each of its positives the rows: several where it was split."""
         if self.positives is None:
-            return np.zeros(0, dtype=np.int64)
+            return []
         ids = self.positives.get(query)
         if not ids or isinstance(ids, str):
             raise ValueError(f"the query {query!r} has no positives; expected a set of ids")
-        store = self.engine.store
-        rows = {each: store.row_of(each) for each in ids}
-        if unknown := sorted(each for each, row in rows.items() if row is None):
-            hint = " (of an index of passages, name these: 'ID#0')" if is_split(store) else ""
-            raise ValueError(
-                f"the index has no document {unknown[0]!r}, a positive of {query!r}{hint}"
-            )
-        return np.array(sorted(row for row in rows.values() if row is not None), dtype=np.int64)
+        found = rows_of(self.engine.store, sorted(ids))
+        if unknown := sorted(set(ids) - found.keys()):
+            raise ValueError(f"the index has no document {unknown[0]!r}, a positive of {query!r}")
+        return list(found.values())
 
     def _chosen(self, pool: _Pool, random: np.random.Generator) -> _Pool:
         """At most `keep` documents of the pool."""
