@@ -143,14 +143,15 @@ class Engine(Indexed):
                 none of this index, or a stage that it does not do for.
             MissingExtra: if "bm25" is asked for and its packages are not installed.
         """
-        whole = self.store
+        # Once: a refresh meanwhile may change both.
+        encoder, whole = self.encoder, self.store
         store = whole if where is None else whole.where(read_where(where))
         search = Search(
-            gatherer=choose_gatherer(gather, Sources(self.encoder, store, whole, self._bm25)),
+            gatherer=choose_gatherer(gather, Sources(encoder, store, whole, self._bm25)),
             store=store,
-            encoder=self.encoder,
+            encoder=encoder,
             refine=self._refine(refine, whole),
-            reranker=choose(rerank, self.encoder, shown, prompt),
+            reranker=choose(rerank, encoder, shown, prompt),
             k=k,
             depth=depth,
             rounds=feedback_rounds,

@@ -1,7 +1,5 @@
 """An encoder and the index that it made: how the two are built, opened, changed and checked."""
 
-import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -12,15 +10,14 @@ from e2rank import whole
 from e2rank.config import IndexConfig
 from e2rank.documents import Document
 from e2rank.encoders import DType, Encoder
-from e2rank.encoders.presets import absent_folder, load_encoder
+from e2rank.encoders.presets import load_encoder
 from e2rank.index import Store, build_index
 from e2rank.index.opened import Opened
 from e2rank.index.verify import check
 from e2rank.ingest import Ingest, check_same
+from e2rank.opening import Chosen
 from e2rank.passages import Split
 from e2rank.where import read_where
-
-_log = logging.getLogger("e2rank")
 
 
 class Indexed:
@@ -33,6 +30,9 @@ class Indexed:
         self.encoder = load_encoder(encoder)
         self._opened: Opened | None = None
         self._told_of_cut = False
+        # How the encoder was chosen, and the name it was loaded by, if by one.
+        self._chosen: Chosen | None = None
+        self._source = ""
         if store is not None:
             self._opened = Opened(
                 store,
@@ -138,24 +138,16 @@ class Indexed:
             ValueError: if none is given and the folder of the one that made it is gone, or it does
                 not compute in `dtype`.
         """
+        chosen = Chosen(encoder, dtype, adapted)
         store = Store.open(Path(folder), verify=verify)
         try:
-            manifest = store.manifest
-            own = adapted and encoder is None and manifest.adapter
-            named = store.folder / manifest.adapter if own else manifest.encoder.name
-            if encoder is None and (absent := absent_folder(named)):
-                raise ValueError(
-                    f"{folder} was made with the encoder of {absent}, which is not here: pass its "
-                    "folder (encoder=, --encoder)"
-                )
-            loaded = load_encoder(named if encoder is None else encoder, dtype=dtype)
-            check_same(loaded, manifest.encoder, str(folder))
-            if adapted and encoder is not None and manifest.adapter:
-                _warn_of_another(loaded, store.folder / manifest.adapter)
+            loaded = chosen.load(store)
         except BaseException:
             store.close()
             raise
-        return cls(loaded, store, read_only=read_only)
+        engine = cls(loaded, store, read_only=read_only)
+        engine._chosen, engine._source = chosen, chosen.source(store)
+        return engine
 
     def __len__(self) -> int:
         return whole.count(self.store)
@@ -350,8 +342,8 @@ class Indexed:
     def refresh(self) -> bool:
         """Take up what other processes have committed; searches under way end on the old state.
 
-        The encoder stays as it is: an adapter that the index was given since is used by an engine
-        that is opened anew. A change of this engine's own takes up the newest commit too.
+        An adapter that the index was given or has lost since is followed where its own is used.
+        A change of this engine's own takes up the newest commit too, but no adapter.
 
         Returns:
             Whether there was a newer commit.
@@ -359,7 +351,10 @@ class Indexed:
             EncoderMismatch: if the index was built again by another encoder.
             IndexFormatError: if it is no longer whole.
         """
-        return self._index.refresh()
+        newer = self._index.refresh()
+        if self._chosen and (source := self._chosen.source(self.store)) != self._source:
+            self.encoder, self._source = self._chosen.load(self.store), source
+        return newer
 
     def verify(self) -> None:
         """Read every byte of the index, compare hashes, and prove that its parts fit together.
@@ -394,17 +389,3 @@ def _checked_ids(ids: Iterable[str]) -> list[str]:
         if not isinstance(each, str):
             raise ValueError(f"{each!r} is no id: ids are strings")
     return found
-
-
-def _warn_of_another(encoder: Encoder, adapter: Path) -> None:
-    """Say that an adapted index is searched without what it was adapted by."""
-    fields = json.loads((adapter / "adapter.json").read_text(encoding="utf-8"))
-    # Adapters did not always say it.
-    if fields.get("fingerprint", "") not in ("", getattr(encoder, "adapter_fingerprint", "")):
-        _log.warning(
-            "%s was adapted, and is searched by %s without that adapter: leave the encoder out, or "
-            "export the index's own (e2rank export %s)",
-            adapter.parent,
-            encoder.name,
-            adapter.parent,
-        )

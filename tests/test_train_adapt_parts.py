@@ -29,12 +29,14 @@ from e2rank.encoders.presets import load_encoder
 from e2rank.errors import IndexFormatError
 from e2rank.index.card import card
 from e2rank.index.manifest import Manifest
+from e2rank.index.writer import Writer
 from e2rank.rerank import Scored
 from e2rank.scores import rank, unit
 from e2rank.train import AdaptConfig, adapt, remove_adapter
 from e2rank.train.adapt import _adapter, _weights
 from e2rank.train.directions import term_directions
 from e2rank.train.labelling import Labelled, label
+from e2rank.train.place import put_adapter
 from e2rank.train.queries import pseudo_queries
 from e2rank.train.querymap import Learnt, agreement, fit, learn, list_loss, split
 
@@ -223,6 +225,32 @@ def test_an_index_whose_adapter_is_removed_is_what_it_was(adapted: Path, built: 
     assert contents(adapted) == contents(built)
     assert first_stage(adapted) == first_stage(built)
     assert not remove_adapter(adapted)
+
+
+def test_a_refresh_follows_the_indexes_own_adapter(index: Path, kept: Path) -> None:
+    def found(engine: Engine) -> list[list[tuple[str, float]]]:
+        hits = engine.search_many(FRESH, 30, rerank=False)
+        return [[(hit.id, hit.score) for hit in each] for each in hits]
+
+    opened = [Engine.open(index), Engine.open(index, adapted=False), Engine.open(index)]
+    given = Engine.open(index, opened[0].encoder)
+    first = opened[0].encoder
+    with Writer(opened[0].store) as writer:
+        put_adapter(writer, Adapter.load(own(kept)))
+    # A change of one's own takes up the commit, and the next refresh its adapter.
+    opened[2].add([Document("new", "a wing")])
+    for engine in (*opened, given):
+        assert engine.encoder.fingerprint == first.fingerprint
+        engine.refresh()
+    assert found(opened[0]) == found(opened[2]) == first_stage(index)
+    assert found(opened[1]) == found(given) == first_stage(index, adapted=False)
+    assert found(opened[0]) != found(given)
+    assert not opened[0].refresh()
+    assert remove_adapter(index)
+    assert opened[0].refresh()
+    assert found(opened[0]) == found(given)
+    for engine in (*opened, given):
+        engine.close()
 
 
 def test_removing_an_adapter_leaves_a_build_that_can_be_resumed(adapted: Path) -> None:

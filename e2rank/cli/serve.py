@@ -46,7 +46,7 @@ def serve(
     """Serve an index over HTTP: searches, embeddings, reranks.
 
     Callers have to send the key of E2RANK_API_KEY, where that is set. What is added to the index
-    meanwhile is searched soon; an adapter that it is given is used after a restart.
+    meanwhile is searched soon, by an adapter that it is given, too.
     """
     from e2rank.serve import Service, run
 

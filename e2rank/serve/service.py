@@ -103,12 +103,7 @@ class Service:
         if not self.engine.indexed:
             return
         try:
-            before = self.engine.store.manifest.adapter
             self.engine.refresh()
-            if (adapter := self.engine.store.manifest.adapter) != before:
-                _log.warning(
-                    "the index has %s now: queries are read by it after a restart", adapter
-                )
             self._complaint = ""
         except Exception as error:  # the commit that is open goes on answering
             self.telemetry.stale.inc()
