@@ -23,7 +23,8 @@ from e2rank import Document, Engine
 from e2rank.encoders import Encoding
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import EncoderMismatch, IndexFormatError, MissingExtra
-from e2rank.serve import Service, app, listen, make_app
+from e2rank.serve import Service, app, configured, listen, make_app
+from e2rank.serve.fields import MOST_TEXTS
 
 
 class Slow(HashingEncoder):
@@ -60,8 +61,7 @@ def serving(engine: Engine, **options: Any) -> Iterator[tuple[uvicorn.Server, tu
         service = Service(engine, **options)
         # Warm already: the encoder of these tests waits to be told.
         service.warm = lambda: None  # type: ignore[method-assign]
-        config = uvicorn.Config(make_app(service), log_level="warning")
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(configured(make_app(service), service.seconds))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
@@ -155,6 +155,35 @@ def test_a_body_that_does_not_come_is_not_waited_for_for_ever(engine: Engine) ->
         half.sendall(b"POST /search HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
         half.settimeout(10)
         assert b" 408 " in half.recv(100)
+
+
+@pytest.mark.parametrize("sent", [b"", b"P", b"GET /health HTTP/1.1\r\nHost: x\r\n"])
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_request_that_does_not_come_is_not_waited_for_for_ever(
+    engine: Engine, sent: bytes, before: int
+) -> None:
+    with serving(engine, seconds=0.2) as (_, address), socket.create_connection(address) as idle:
+        idle.settimeout(10)
+        for _ in range(before):
+            idle.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            got = b""
+            while not got.endswith(b'{"status":"ok"}'):
+                got += idle.recv(1000)
+        idle.sendall(sent)
+        assert idle.recv(100) == b""
+
+
+def test_an_answer_that_nobody_reads_is_not_kept() -> None:
+    engine = Engine(HashingEncoder(1024))
+    texts = [f"text {n}" for n in range(MOST_TEXTS)]
+    body = json.dumps({"input": texts}).encode()
+    with serving(engine, seconds=1.0) as (server, address), socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(address)
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        deaf.sendall(head.encode() + body)
+        until(lambda: bool(server.server_state.connections))
+        until(lambda: not server.server_state.connections)
 
 
 def test_a_server_that_is_told_to_end_answers_what_it_has_taken_first(

@@ -325,7 +325,8 @@ def test_the_model_may_be_served_under_another_name(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"), [("GET", "/search", 405), ("POST", "/x", 404)]
+    ("method", "path", "status"),
+    [("GET", "/search", 405), ("POST", "/x", 404), ("POST", "/search/", 404)],
 )
 def test_another_address_or_method_is_refused_in_json(
     client: TestClient, method: str, path: str, status: int

@@ -7,8 +7,10 @@ from e2rank.errors import MissingExtra
 
 try:
     import uvicorn
+    from starlette.types import ASGIApp
 
     from e2rank.serve.app import make_app
+    from e2rank.serve.patience import patient
     from e2rank.serve.service import Service
 except ModuleNotFoundError as error:
     missing = (error.name or "").partition(".")[0]
@@ -55,6 +57,9 @@ def address(listening: socket.socket) -> str:
 def run(service: Service, *, host: str = "127.0.0.1", port: int = 8080, key: str = "") -> None:
     """Serve until SIGTERM or Ctrl-C; what was taken by then is answered first.
 
+    A connection is closed whose request does not come within `service.seconds`, or whose caller
+    reads nothing of an answer for as long.
+
     Args:
         service: what is served; it is closed at the end.
         host: the address to listen on; "0.0.0.0" for all.
@@ -69,12 +74,17 @@ def run(service: Service, *, host: str = "127.0.0.1", port: int = 8080, key: str
     service.warm()
     with listen(host, port) as listening:
         _log.info("%s at %s", service.name, address(listening))
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=int(service.seconds) + 1,
-            limit_concurrency=_MOST_CONNECTIONS,
-            backlog=_BACKLOG,
-        )
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(configured(app, service.seconds)).run(sockets=[listening])
+
+
+def configured(app: ASGIApp, seconds: float) -> uvicorn.Config:
+    """How uvicorn runs it, for callers that may take so long."""
+    return uvicorn.Config(
+        app,
+        http=patient(seconds),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=int(seconds) + 1,
+        limit_concurrency=_MOST_CONNECTIONS,
+        backlog=_BACKLOG,
+    )

@@ -119,11 +119,14 @@ def make_app(service: Service, *, key: str = "") -> Starlette:
 
     posts = [Route(post.path, _endpoint(post, service, key), methods=["POST"]) for post in _POSTS]
     gets = {"/health": health, "/ready": ready, "/metrics": metrics, "/v1/models": models}
-    return Starlette(
+    app = Starlette(
         routes=[*posts, *(Route(path, answer) for path, answer in gets.items())],
         exception_handlers={HTTPException: _nowhere},
         lifespan=life,
     )
+    # A path with a stroke at its end is another one, as any that is not served.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _endpoint(post: _Post, service: Service, key: str) -> Callable[[Request], Awaitable[Response]]:
