@@ -107,8 +107,11 @@ def _pools(found: Gathered, n: int) -> list[Pool]:
     """What was gathered for n queries, a pool each.
 
     Raises:
-        ValueError: if that is not what a gatherer gives.
+        TypeError: if that is nothing that a gatherer gives.
+        ValueError: if it cannot be.
     """
+    if not isinstance(found, Gathered):
+        raise TypeError(f"the gatherer gave {found!r:.60}; expected an e2rank.gather.Gathered")
     if len(found.rows) != n or found.rows.shape != found.scores.shape:
         raise ValueError(
             f"the gatherer gave scores of shape {found.scores.shape} and rows of shape "

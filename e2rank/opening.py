@@ -48,22 +48,43 @@ class Chosen:
                 f"{folder} was made with the encoder of {absent}, which is not here: pass its "
                 "folder (encoder=, --encoder)"
             )
-        encoder = load_encoder(source if self.encoder is None else self.encoder, dtype=self.dtype)
+        if self.encoder is None:
+            encoder = _named(source, folder, self.dtype)
+        else:
+            encoder = load_encoder(self.encoder, dtype=self.dtype)
         check_same(encoder, manifest.encoder, str(folder))
-        if self.adapted and self.encoder is not None and manifest.adapter:
-            _warn_of_another(encoder, folder / manifest.adapter)
+        if self.encoder is not None:
+            own = self.adapted and manifest.adapter
+            _warn_of_another(encoder, folder, folder / manifest.adapter if own else None)
         return encoder
 
 
-def _warn_of_another(encoder: Encoder, adapter: Path) -> None:
-    """Say that an adapted index is searched without what it was adapted by."""
-    fields = json.loads((adapter / "adapter.json").read_text(encoding="utf-8"))
+def _named(source: str, folder: Path, dtype: DType | None) -> Encoder:
+    try:
+        return load_encoder(source, dtype=dtype)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder} names {source!r} as the encoder that made it, which cannot be loaded by "
+            f"that name: {error}; one of your own is passed, Engine.open(folder, encoder)"
+        ) from error
+
+
+def _warn_of_another(encoder: Encoder, folder: Path, adapter: Path | None) -> None:
+    """Say that an index is searched without what it was adapted by, or by what another was."""
+    fields = json.loads((adapter / "adapter.json").read_text(encoding="utf-8")) if adapter else {}
     # Adapters did not always say it.
     if fields.get("fingerprint", "") not in ("", getattr(encoder, "adapter_fingerprint", "")):
         _log.warning(
             "%s was adapted, and is searched by %s without that adapter: leave the encoder out, or "
             "export the index's own (e2rank export %s)",
-            adapter.parent,
+            folder,
             encoder.name,
-            adapter.parent,
+            folder,
+        )
+    elif not adapter and getattr(encoder, "adapted", False):
+        _log.warning(
+            "%s reads queries as it was adapted to an index, and %s is not searched by such an "
+            "adapter: adapt it too, or take the encoder as it was before",
+            encoder.name,
+            folder,
         )

@@ -178,7 +178,7 @@ class Pool:
 
     def scored(self, answer: Scored, weight: float) -> Self:
         """The pool under its new scores; the answer's are in the order of `candidates`."""
-        own = np.empty(len(self.rows), dtype=np.float32)
+        own = np.empty(len(self.rows), dtype=np.float64)
         own[rank(self.scores)] = answer.scores
         return replace(
             self._spending((answer.calls, answer.tokens, answer.truncated)),

@@ -19,7 +19,7 @@ class Ordered:
 
     Args:
         order: (n,) int64 positions of the texts, best first.
-        scores: (n,) float32 by position.
+        scores: (n,) float32 or float64 by position.
         tokens: that models read.
         cut: how many of the texts lost tokens to a budget.
     """
@@ -41,7 +41,7 @@ def best_of(found: Ordered, places: Sequence[int]) -> Ordered:
     for passage in found.order.tolist():
         first.setdefault(places[passage], passage)
     order = np.fromiter(first, dtype=np.int64, count=len(first))
-    scores = np.empty(len(first), dtype=np.float32)
+    scores = np.empty(len(first), dtype=found.scores.dtype)
     scores[order] = found.scores[list(first.values())]
     return Ordered(order, scores, found.tokens, found.cut)
 

@@ -12,6 +12,10 @@ _FEW = 64
 """Token vectors below which small products take longer than one that is packed."""
 
 
+_ROUNDED = 5e-7
+"""The spread of scores of .5 to 1 that are equal but for how float32 rounds."""
+
+
 def rank(scores: np.ndarray) -> np.ndarray:
     """Positions of (n,) scores from best to worst; equal scores keep their order.
 
@@ -69,7 +73,8 @@ def maxsim(
 def standardise(scores: np.ndarray) -> np.ndarray:
     """(n,) float64 scores with mean 0 and standard deviation 1; all 0 where they do not differ.
 
-    It is the same for scores times any number above 0.
+    Nor do they where it is by what float32 rounds of equal ones, some 1e-7 of the largest: made
+    as large as others, that would decide. It is the same for scores times any number above 0.
     """
     scores = np.asarray(scores, dtype=np.float64)
     reach = np.abs(scores).max(initial=0.0)
@@ -78,7 +83,7 @@ def standardise(scores: np.ndarray) -> np.ndarray:
     # Neither the smallest nor the largest numbers have squares; a power of two rounds nothing.
     scores = np.ldexp(scores, -np.frexp(reach)[1])
     spread = scores.std()
-    return np.zeros_like(scores) if spread <= 1e-9 else (scores - scores.mean()) / spread
+    return np.zeros_like(scores) if spread <= _ROUNDED else (scores - scores.mean()) / spread
 
 
 def fuse(reranked: np.ndarray, first: np.ndarray, weight: float) -> np.ndarray:

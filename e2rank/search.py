@@ -255,7 +255,7 @@ def checked(answer: Scored, n: int, reranker: Reranker) -> Scored:
     """
     if not isinstance(answer, Scored):
         raise TypeError(f"it gave {answer!r:.60}; expected an e2rank.rerank.Scored for each query")
-    scores = np.asarray(answer.scores, dtype=np.float32)
+    scores = np.asarray(answer.scores, dtype=np.float64)
     if scores.shape != (n,) or not np.isfinite(scores).all():
         raise ValueError(f"{reranker.name} gave scores of shape {scores.shape}, or a NaN, for {n}")
     return replace(answer, scores=scores)

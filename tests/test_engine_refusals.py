@@ -211,3 +211,53 @@ class Blind:
 def test_feedback_by_a_reranker_without_a_query_vector_is_refused(engine: Engine) -> None:
     with pytest.raises(ValueError, match="and the rerank 'blind' has none; take"):
         engine.search(QUERY, rerank=Blind(), feedback_rounds=1)
+
+
+@pytest.mark.parametrize("scores", [1e9 + np.arange(60.0), 1 - 1e-9 * np.arange(60.0)[::-1]])
+def test_a_rerankers_scores_are_told_apart_as_finely_as_they_are_given(
+    engine: Engine, scores: np.ndarray
+) -> None:
+    class Fine:
+        name = "fine"
+
+        def score(self, queries: Sequence[str], pools: Sequence[Candidates]) -> list[Scored]:
+            return [Scored(scores[: len(pool)]) for pool in pools]
+
+    before = [hit.id for hit in engine.search(QUERY, 60, rerank=False)]
+    hits = engine.search(QUERY, 60, rerank=Fine())
+    assert [hit.id for hit in hits] == before[::-1]
+    assert [hit.score for hit in hits] == scores[::-1].tolist()
+
+
+def test_what_is_no_answer_of_an_encoder_or_a_gatherer_says_what_one_is(
+    engine: Engine, tmp_path: Path
+) -> None:
+    class Bare(HashingEncoder):
+        def encode_documents(self, texts: Sequence[str]) -> Any:
+            return super().encode_documents(texts).vectors
+
+    with pytest.raises(TypeError, match=r"hashing-256 gave .* an e2rank\.encoders\.Encoding"):
+        Engine.build([{"id": "wing", "text": "lift"}], tmp_path / "index", Bare())
+
+    class Pair:
+        def gather(self, queries: Sequence[str], k: int) -> Any:
+            return np.zeros((len(queries), k)), np.zeros((len(queries), k))
+
+    with pytest.raises(TypeError, match=r"expected an e2rank\.gather\.Gathered"):
+        engine.search(QUERY, gather=Pair(), rerank=False)
+
+
+def test_an_encoder_of_another_dimension_is_refused_whatever_it_says_it_is(
+    tmp_path: Path,
+) -> None:
+    class Own(HashingEncoder):
+        def __init__(self, dim: int) -> None:
+            super().__init__(dim)
+            self.name, self.fingerprint = "mine", "mine-words-1"
+
+    Engine.build([{"id": "wing", "text": "lift"}], tmp_path / "index", Own(64)).close()
+    Engine.open(tmp_path / "index", Own(64)).close()
+    with pytest.raises(EncoderMismatch, match="dimension 64, and 'mine' makes such of 32"):
+        Engine.open(tmp_path / "index", Own(32))
+    with pytest.raises(ValueError, match=r"names 'mine' .* Engine\.open\(folder, encoder\)"):
+        Engine.open(tmp_path / "index")

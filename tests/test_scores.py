@@ -169,3 +169,16 @@ def test_maxsim_never_takes_what_is_not_there_for_zero(lengths: list[int], seed:
 def test_maxsim_without_query_tokens_is_zero() -> None:
     none = np.zeros((0, 3), dtype=np.float32)
     assert maxsim(none, np.ones((4, 3), np.float32), np.array([0, 1, 1, 4])).tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("level", [0.7, 0.5000001, 0.9999999, 30.0, 1e-6])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_float32_rounds_of_equal_scores_decides_nothing(level: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    equal = np.float32(level) * (1 + random.choice([-6e-8, 0.0, 6e-8, 1.2e-7], 20))
+    first = np.sort(random.random(20))[::-1]
+    fused = fuse(equal.astype(np.float32), first, 0.9)
+    np.testing.assert_array_equal(rank(fused), np.arange(20))
+    # A hundred times as much does.
+    apart = np.float32(level) * (1 + 1e-5 * np.arange(20))
+    np.testing.assert_array_equal(rank(fuse(apart, first, 0.9)), np.arange(20)[::-1])

@@ -12,7 +12,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -680,3 +681,41 @@ def test_an_adapted_index_says_that_a_given_encoder_is_not_adapted(
     assert not caplog.records
     Engine.open(kept, head).close()
     assert f"{kept} was adapted, and is searched by {head} without" in caplog.text
+
+
+def test_an_encoder_that_was_adapted_elsewhere_is_told_of(
+    kept: Path, built: Path, head: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Engine.open(built, head).close()
+    Engine.open(kept, str(own(kept))).close()
+    assert not caplog.records
+    Engine.open(built, str(own(kept))).close()
+    assert f"{built} is not searched by such an adapter" in caplog.text
+    caplog.clear()
+    Engine.open(kept, str(own(kept)), adapted=False).close()
+    assert f"{kept} is not searched by such an adapter" in caplog.text
+
+
+def test_an_index_of_an_exported_encoder_is_adapted_by_the_model_it_was_exported_from(
+    head: str, tmp_path: Path
+) -> None:
+    model = load_encoder(head)
+
+    class Exported:
+        """What a bundle is to an index: the same vectors under another name, without torch."""
+
+        name, bundle = str(tmp_path / "bundle"), SimpleNamespace(name=head)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model, name)
+
+    where = tmp_path / "index"
+    Engine.build(corpus(), where, cast(Any, Exported())).close()
+    # As it is loaded where the index names it.
+    with pytest.raises(ValueError, match=f"exported from, encoder='{head}'"):
+        adapt(where, settings(), teacher=Planted(), encoder=cast(Any, Exported()))
+    found = adapt(where, settings(), teacher=Planted(), encoder=head)
+    assert found.folder == own(where)
+    assert found.after > found.before
+    with Engine.open(where) as engine:
+        assert engine.encoder.adapter_fingerprint == load_encoder(own(where)).adapter_fingerprint

@@ -74,6 +74,10 @@ def adapt(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Fixes which queries, and how they are split.")] = 0,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="The model that made the index, where that was exported to ONNX."),
+    ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Remove the index's adapter.")] = False,
     json: options.Json = False,
 ) -> None:
@@ -103,6 +107,7 @@ def adapt(
                 settings,
                 teacher=asking,
                 queries=log,
+                encoder=encoder,
                 progress=done,
             )
     except KeyboardInterrupt:

@@ -210,11 +210,21 @@ def check_wanted(encoder: Encoder, want: Collection[Want] | None) -> None:
 
 
 def encode_documents(encoder: Encoder, texts: Sequence[str], want: Collection[Want]) -> Encoding:
-    """The documents' representations that are wanted, and no sparse vectors made for nobody."""
+    """The documents' representations that are wanted, and no sparse vectors made for nobody.
+
+    Raises:
+        TypeError: if an encoder of one's own gives something else.
+    """
+    given: Any = encoder
     if encoder.contract.sparse_dim and "sparse" not in want:
-        given: Any = encoder
-        return given.encode_documents(texts, want=want)
-    return encoder.encode_documents(texts)
+        read = given.encode_documents(texts, want=want)
+    else:
+        read = given.encode_documents(texts)
+    if not isinstance(read, Encoding):
+        raise TypeError(
+            f"{encoder.name} gave {read!r:.60} for documents; expected an e2rank.encoders.Encoding"
+        )
+    return read
 
 
 def encode_sparse_queries(encoder: Any, texts: Sequence[str]) -> Encoding:

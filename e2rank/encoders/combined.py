@@ -121,6 +121,11 @@ class Combined:
         return getattr(self.dense, "words", None)
 
     @property
+    def adapted(self) -> bool:
+        """Whether its dense part was adapted to an index."""
+        return bool(getattr(self.dense, "adapted", False))
+
+    @property
     def adapter_fingerprint(self) -> str:
         """What identifies the dense encoder's adapter; "" without one."""
         return str(getattr(self.dense, "adapter_fingerprint", ""))

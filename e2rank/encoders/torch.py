@@ -142,6 +142,11 @@ class TorchEncoder:
         return adapted
 
     @property
+    def adapted(self) -> bool:
+        """Whether it reads queries as is best for the documents of one index."""
+        return self._directions is not None or self._moved is not None
+
+    @property
     def adapter_fingerprint(self) -> str:
         """What identifies the adapter; "" without one."""
         return self.adapter.fingerprint if self.adapter else ""

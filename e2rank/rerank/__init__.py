@@ -16,7 +16,7 @@ class Scored:
     """One reranker's answer for one query.
 
     Args:
-        scores: (n,) float32, higher is better; n is that query's number of candidates.
+        scores: (n,) float32 or float64, higher is better; n is that query's number of candidates.
         vector: (d,) float32, the query as the reranker now sees it, or None where it has none;
             a feedback round searches the index with it.
         calls: sequences the model read.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from e2rank import whole
+from e2rank.encoders import Encoder
 from e2rank.encoders.adapter import QUERY, Adapter
 from e2rank.encoders.directions import Directions
 from e2rank.encoders.torch import TorchEncoder
@@ -61,6 +62,7 @@ def adapt(
     *,
     teacher: Reranker | None = None,
     queries: Sequence[str] | None = None,
+    encoder: str | Path | Encoder | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Adapted:
     """Make a query-side adapter for an index and commit it with the index, if it helps.
@@ -79,6 +81,8 @@ def adapt(
             the model's own late interaction judges the directions.
         queries: what people asked, of which the first are taken; pseudo-queries from the index's
             documents unless given.
+        encoder: the model that made the index, where that was exported to ONNX, which takes no
+            adapter; the index is then opened by it and the adapter, until that is exported too.
         progress: called with the number of queries labelled.
     Returns:
         What was measured. The adapter was written only if the held-out queries are better with it
@@ -90,9 +94,9 @@ def adapt(
     """
     settings = config or AdaptConfig()
     where = Path(folder)
-    with Engine.open(where, adapted=False) as engine, Writer(engine.store) as writer:
+    with Engine.open(where, encoder, adapted=False) as engine, Writer(engine.store) as writer:
         engine.refresh()
-        encoder = _adaptable(engine, teacher)
+        model = _adaptable(engine, teacher)
         asked = _queries(engine, settings, queries, trains=teacher is not None)
         # A query's own document is left out, with all its passages.
         others = len(engine.store) - whole.most_passages(engine.store)
@@ -100,9 +104,9 @@ def adapt(
         with remembered(engine, teacher, where / WORK) as labels:
             found = label(engine, asked, labels, depth, progress=progress)
         directions = term_directions(
-            engine.store, encoder.words, ridge=settings.ridge, pull=settings.pull
+            engine.store, model.words, ridge=settings.ridge, pull=settings.pull
         )
-        added = directions.added(encoder.words, found.texts)
+        added = directions.added(model.words, found.texts)
         if teacher is None:
             # An approximate index may have found too few candidates for most.
             if len(found.texts) < TELLING:
@@ -123,8 +127,8 @@ def adapt(
                 "teacher": labels.name,
                 "held_out": {"before": means[0], "after": means[1], "p": p_value, "n": len(held)},
             }
-            weights = _weights(encoder, learnt, directions)
-            kept = put_adapter(writer, _adapter(encoder, weights, about))
+            weights = _weights(model, learnt, directions)
+            kept = put_adapter(writer, _adapter(model, weights, about))
         shutil.rmtree(where / WORK, ignore_errors=True)
     return Adapted(
         folder=kept,
@@ -140,7 +144,11 @@ def adapt(
 def _adaptable(engine: Engine, teacher: Reranker | None) -> TorchEncoder:
     encoder = engine.encoder
     if not isinstance(encoder, TorchEncoder):
-        raise ValueError(f"{encoder.name} takes no adapter; it must be a transformer on PyTorch")
+        bundle = getattr(encoder, "bundle", None)
+        hint = f": pass what it was exported from, encoder={bundle.name!r}" if bundle else ""
+        raise ValueError(
+            f"{encoder.name} takes no adapter; it must be a transformer on PyTorch{hint}"
+        )
     if teacher is None and not encoder.contract.token_dim:
         raise ValueError(
             f"{encoder.name} gives no token vectors to learn from; pass a cross-encoder as the "
