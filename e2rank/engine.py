@@ -15,7 +15,7 @@ from e2rank.gather import GivenList
 from e2rank.gather.bm25 import Bm25Cache
 from e2rank.gather.choose import Gather, Sources, choose_gatherer
 from e2rank.gather.multivector import check_tokens
-from e2rank.hits import Hits, pairs_of
+from e2rank.hits import Hit, Hits, pairs_of
 from e2rank.index import Store
 from e2rank.indexed import Indexed
 from e2rank.passages import split_texts
@@ -215,7 +215,7 @@ class Engine(Indexed):
     def rerank(
         self,
         query: str,
-        ranking: Iterable[tuple[str, float]],
+        ranking: Iterable[tuple[str, float] | Hit],
         *,
         refine: Refine = None,
         rerank: Rerank = True,
@@ -227,9 +227,8 @@ class Engine(Indexed):
 
         Args:
             query: not blank.
-            ranking: (id, score) of documents of this index, best first; or the `Hits` of a search.
-                In an index of passages each document stands by its passage that is nearest to the
-                query.
+            ranking: (id, score) of documents of this index, best first; or hits of a search. In an
+                index of passages each document stands by its passage that is nearest to the query.
             refine: as in `search_many`, before the rerank. All of the list is returned, so a
                 `MaxSim` prunes only if its own k is given.
             rerank: as in `search_many`, or "cosine" for the plain cosine with the query.

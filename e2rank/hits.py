@@ -1,6 +1,7 @@
 """What a search returns: `Hits`, a sequence of `Hit` that knows what finding them took."""
 
 import dataclasses
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -137,16 +138,20 @@ def check_columns(names: Iterable[str]) -> None:
             raise ValueError(f"{name!r} cannot be a column of a run: white space separates columns")
 
 
-def pairs_of(ranking: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
-    """The (id, score) pairs of a ranking, or of the hits of a search.
+def pairs_of(ranking: Iterable[tuple[str, float] | Hit]) -> list[tuple[str, float]]:
+    """The (id, score) pairs of a ranking, or of hits: all of a search, or any of them.
 
     Raises:
         ValueError: naming the place of what is neither.
     """
-    if isinstance(ranking, Hits):
-        return [(hit.id, hit.score) for hit in ranking]
-    found = list(ranking)
-    for place, each in enumerate(found):
-        if not isinstance(each, tuple | list) or len(each) != 2 or not isinstance(each[0], str):
-            raise ValueError(f"entry {place} of the ranking is {each!r}; expected (id, score)")
-    return found
+    return [_pair(place, each) for place, each in enumerate(ranking)]
+
+
+def _pair(place: int, entry: tuple[str, float] | Hit) -> tuple[str, float]:
+    if isinstance(entry, Hit):
+        return entry.id, entry.score
+    if not isinstance(entry, tuple | list) or len(entry) != 2 or not isinstance(entry[0], str):
+        # Cut, since it may hold the text of a document.
+        shown = reprlib.repr(entry)
+        raise ValueError(f"entry {place} of the ranking is {shown}; expected (id, score) or a Hit")
+    return entry

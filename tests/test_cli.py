@@ -14,7 +14,7 @@ import pytest
 from encoders_support import made, qwen, tiny_qwen
 from gather_support import Words
 
-from e2rank import Document, Engine
+from e2rank import Document, Engine, __version__
 from e2rank.cli import main
 from e2rank.contract import Contract
 from e2rank.encoders import DType, presets
@@ -190,6 +190,52 @@ def test_evaluate_prints_one_row_for_each_ranker(run: Run, index: Path, beir: Pa
     assert [row["model_calls"] for row in fields["rows"]] == [3, 6, 3]
     assert fields["rows"][0]["p_value"] is None
     assert 0 < fields["rows"][1]["p_value"] <= 1
+
+
+def test_a_report_says_what_was_measured(
+    run: Run, index: Path, beir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("evaluate", index, beir, "--rerank", "prf", "--depth", 20, "--fuse", 0.5, "--json")
+    before = object_of(run(*asked))["setting"]
+    with Engine.open(index) as engine:
+        assert (before["encoder"], before["fingerprint"]) == (
+            engine.encoder.name,
+            engine.encoder.fingerprint,
+        )
+        engine.add([Document("new", "A wing.")])
+        now = engine.store.manifest.commit
+    assert (before["e2rank"], before["index"], before["adapter"]) == (__version__, str(index), "")
+    assert (before["depth"], before["fuse"], before["collapse"]) == (20, 0.5, None)
+    assert object_of(run(*asked))["setting"] == before | {"commit": now}
+    assert now != before["commit"]
+    monkeypatch.setattr(HashingEncoder, "adapter_fingerprint", "adapted", raising=False)
+    assert object_of(run(*asked))["setting"]["adapter"] == "adapted"
+
+
+def test_a_report_over_given_lists_says_what_reordered_which(
+    run: Run, index: Path, beir: Path
+) -> None:
+    asked = ("rerank", beir, "--run", beir / "run.trec", "--rerank", "cosine", "--json")
+    given = object_of(run(*asked, "--index", index))["setting"]
+    assert (given["index"], given["lists"]) == (str(index), str(beir / "run.trec"))
+    made = object_of(run(*asked, "--encoder", "hashing"))["setting"]
+    assert made == given | {"index": None, "commit": None}
+
+
+def test_the_row_that_others_are_compared_with_may_be_named(
+    run: Run, index: Path, beir: Path
+) -> None:
+    names = [word for name in ("none", "prf") for word in ("--rerank", name)]
+    lists = ("rerank", beir, "--run", beir / "run.trec", "--index", index)
+    for command in (("evaluate", index, beir), lists):
+        fields = object_of(run(*command, *names, "--baseline", "prf", "--json"))
+        assert fields["baseline"] == "prf"
+        assert [row["p_value"] is None for row in fields["rows"]] == [False, True]
+        ran = run(*command, *names, "--baseline", "dense")
+        assert (ran.status, ran.out, ran.err.count("\n")) == (1, "", 1)
+        assert "the baseline 'dense' is none of the rankers ['none', 'prf']" in ran.err
+    stages = object_of(run("evaluate", index, beir, *TWO, "--baseline", "hybrid", "--json"))
+    assert stages["baseline"] == "hybrid"
 
 
 def test_passages_are_searched_and_judged_as_their_documents(
@@ -478,6 +524,23 @@ def test_an_index_of_another_collection_is_not_measured(run: Run, index: Path, b
     ran = run("evaluate", index, beir)
     assert (ran.status, ran.err.count("\n")) == (1, 1)
     assert "the index lacks 5 of the 5 judged documents" in ran.err
+
+
+def test_judged_documents_that_the_index_lacks_are_counted(
+    run: Run, index: Path, beir: Path
+) -> None:
+    with (beir / "qrels" / "test.tsv").open("a") as file:
+        file.write("\nq1\tlost\t1\nq2\tlost\t0\nq2\tgone\t0")
+    asked = ("evaluate", index, beir, "--rerank", "none")
+    line = "not in the index, and so never found: 2 of the 21 judged documents, 1 of them relevant"
+    assert line in run(*asked).out.splitlines()
+    fields = object_of(run(*asked, "--json"))
+    assert fields["absent"] == {"documents": 2, "relevant": 1, "judged": 21}
+    with Engine.open(index) as engine:
+        engine.add([Document("lost", "A wing."), Document("gone", "A shock.")])
+    assert "not in the index" not in run(*asked).out
+    fields = object_of(run(*asked, "--json"))
+    assert fields["absent"] == {"documents": 0, "relevant": 0, "judged": 21}
 
 
 def corpus_of(beir: Path, texts: Callable[[int, str], str]) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from e2rank.errors import CorpusError
 from e2rank.evaluate import load_beir, read_qrels, read_run, write_run
-from e2rank.evaluate.trec import Run
+from e2rank.evaluate.rankings import Ranking, Run
+from e2rank.hits import Hit, Hits
 
 QUERIES = ["b", "a", "c"]
 
@@ -110,6 +111,20 @@ def test_a_run_is_written_in_trecs_six_columns(tmp_path: Path) -> None:
     )
 
 
+PAIRS = [("d", 0.5), ("e", 0.25)]
+FOUND = tuple(Hit(name, n, score, "", "", {}, score, n) for n, (name, score) in enumerate(PAIRS, 1))
+
+
+@pytest.mark.parametrize(
+    "ranking", [PAIRS, dict(PAIRS[::-1]), Hits(query="x", hits=FOUND), FOUND[:2]], ids=type
+)
+def test_a_run_is_written_of_rankings_in_every_shape_that_is_measured(
+    tmp_path: Path, ranking: Ranking
+) -> None:
+    write_run(tmp_path / "run", {"q": ranking})
+    assert read_run(tmp_path / "run") == {"q": PAIRS}
+
+
 def test_a_run_out_of_order_is_read_best_first_and_ties_by_rank(tmp_path: Path) -> None:
     file = tmp_path / "run"
     file.write_text("q Q0 a 9 1.5 t\nq Q0 b 10 1.5 t\nq Q0 c 2 1.5 t\nq Q0 d 7 2 t\n")
@@ -124,11 +139,13 @@ def test_a_run_out_of_order_is_read_best_first_and_ties_by_rank(tmp_path: Path) 
         ([("a", 1.0)], "my tag", "'my tag' cannot be a column"),
         ([("a", 2.0), ("b", 1.0), ("a", 1.0)], "t", "query 'q' holds document 'a' twice"),
         ([("a", 1.0), ("b", 2.0)], "t", "query 'q' is not best first at rank 2"),
-        ([("a", 1.0), ("b", float("nan"))], "t", "query 'q' is not best first at rank 2"),
+        ([("a", 1.0), ("b", float("nan"))], "t", "query 'q' has a NaN score"),
+        ([("a", 1.0), 5], "t", "query 'q' cannot be read"),
+        ({"a b": 1.0}, "t", "'a b' cannot be a column"),
     ],
 )
 def test_a_run_that_would_not_read_back_is_refused_before_the_file_exists(
-    tmp_path: Path, ranking: list[tuple[str, float]], tag: str, message: str
+    tmp_path: Path, ranking: Ranking, tag: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         write_run(tmp_path / "run", {"fine": [("a", 1.0)], "q": ranking}, tag=tag)

@@ -161,7 +161,7 @@ def test_what_is_no_run_is_refused() -> None:
         per_query({"q": {"a": 1}}, [("a", 1.0)])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["bogus", "", "nDCG@", "nDCG@0", "P(x=1)@5", "P@1.5", "RBP@10"])
+@pytest.mark.parametrize("name", ["bogus", "", "nDCG@", "nDCG@0", "P(x=1)@5", "P@1.5", "official"])
 def test_a_measure_that_cannot_be_computed_is_refused_with_examples(name: str) -> None:
     with pytest.raises(ValueError, match="unknown measure") as caught:
         per_query({"q": {"a": 1}}, {"q": [("a", 1.0)]}, [name])
@@ -171,8 +171,32 @@ def test_a_measure_that_cannot_be_computed_is_refused_with_examples(name: str) -
 
 
 @pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("map", "AP"),
+        ("map_cut_100", "AP@100"),
+        ("bpref", "Bpref"),
+        ("recall_100", "R@100"),
+        ("ndcg_cut_10", "nDCG@10"),
+        ("P_10", "P@10"),
+        ("recip_rank", "RR"),
+    ],
+)
+def test_a_measure_by_its_name_in_trec_eval_is_refused_with_its_name_here(
+    name: str, ours: str
+) -> None:
+    with pytest.raises(
+        ValueError, match=f"unknown measure '{name}'; trec_eval's .* is {ours} here"
+    ):
+        per_query({"q": {"a": 1}}, {"q": [("a", 1.0)]}, [name])
+    assert per_query({"q": {"a": 1}}, {"q": [("a", 1.0)]}, [ours])[ours]["q"] > 0
+
+
+@pytest.mark.parametrize(
     ("name", "says"),
     [
+        ("RBP(p=0.8)", "knows and nothing installed here computes"),
+        ("RBP@10", "knows and nothing installed here computes"),
         ("ERR@20", "Perl script"),
         ("nDCG(dcg='exp-log2')@10", "Perl script"),
         ("NumRet", "a count"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from e2rank.evaluate import Answer, Collection, Ranker, evaluate, evaluate_lists
-from e2rank.evaluate.trec import Run
+from e2rank.evaluate.rankings import Run
 from e2rank.hits import Hit, Hits
 
 QUERIES = [f"q{n}" for n in range(8)]
@@ -67,6 +67,8 @@ def test_the_report_has_quality_cost_and_the_comparison(collection: Collection) 
         "tested": "nDCG@10",
         "missing": [],
         "tied": 0,
+        "absent": {},
+        "setting": {},
     }
     assert rows["none"]["measures"] == {"nDCG@10": 1, "RR@10": 1, "R@100": 1, "AP@100": 1}
     assert rows["none"]["latency_ms"] == pytest.approx({"p50": 4.5, "p95": 7.65})

@@ -7,7 +7,7 @@ from pathlib import Path
 import ir_measures
 import pytest
 
-from e2rank.hits import Hit, Hits
+from e2rank.hits import Hit, Hits, pairs_of
 
 
 @pytest.fixture
@@ -66,6 +66,21 @@ def test_what_cannot_be_a_column_of_a_run_is_refused(hits: Hits, query: str, tag
 
 def test_to_beir_is_a_score_for_each_id(hits: Hits) -> None:
     assert hits.to_beir() == {"d7": 0.75, "d1": 0.1 + 0.2}
+
+
+def test_any_hits_are_a_ranking(hits: Hits) -> None:
+    pairs = [("d7", 0.75), ("d1", 0.1 + 0.2)]
+    assert pairs_of(hits) == pairs_of(list(hits)) == pairs_of(hits[:2]) == pairs
+    assert pairs_of([hits[1], ("d9", 0.1)]) == [pairs[1], ("d9", 0.1)]
+
+
+def test_what_is_no_ranking_is_refused_without_the_whole_of_a_text() -> None:
+    entry = {"id": "d7", "text": "lift " * 1000}
+    with pytest.raises(
+        ValueError, match=r"^entry 1 .*'id': 'd7'.*expected \(id, score\)"
+    ) as caught:
+        pairs_of([("d1", 1.0), entry])  # type: ignore[list-item]
+    assert len(str(caught.value)) < 200
 
 
 def test_no_hits_are_no_lines() -> None:

@@ -9,7 +9,7 @@ from e2rank.collapse import thing_of
 from e2rank.documents import Document
 from e2rank.engine import Engine
 from e2rank.evaluate.collection import Collection
-from e2rank.evaluate.trec import Run
+from e2rank.evaluate.rankings import Run
 from e2rank.hits import check_columns
 from e2rank.whole import rows_of
 
@@ -52,7 +52,9 @@ def check_ids(pattern: str | None, queries: Iterable[str], documents: Iterable[s
         raise ValueError(f"--run-out {pattern}: {error}") from None
 
 
-def check_indexed(engine: Engine, collection: Collection, collapse: str | None = None) -> None:
+def check_indexed(
+    engine: Engine, collection: Collection, collapse: str | None = None
+) -> dict[str, int]:
     """Refuse an index that lacks most of what the collection judges, or has other texts for it.
 
     Args:
@@ -60,6 +62,9 @@ def check_indexed(engine: Engine, collection: Collection, collapse: str | None =
         collection: that judges.
         collapse: the metadata field with what is judged, whose documents have other texts; None
             for documents that are judged themselves.
+    Returns:
+        How many judged "documents" the index lacks, how many of them are "relevant" to a query,
+        and how many are "judged" in all.
     Raises:
         ValueError: saying how much it lacks, or what differs.
         CorpusError: if the corpus is broken.
@@ -69,14 +74,25 @@ def check_indexed(engine: Engine, collection: Collection, collapse: str | None =
         found = set(rows_of(engine.store, list(judged)))
     else:
         found = {thing_of(each.metadata, each.id, collapse) for each in engine}
-    absent = len(judged - found)
-    if 2 * absent > len(judged):
+    absent = judged - found
+    if 2 * len(absent) > len(judged):
         raise ValueError(
-            f"the index lacks {absent} of the {len(judged)} judged documents: it is of another "
-            f"collection than {collection.name}"
+            f"the index lacks {len(absent)} of the {len(judged)} judged documents: it is of "
+            f"another collection than {collection.name}"
         )
     if collapse is None:
         _check_texts(engine, collection, judged)
+    relevant = {
+        document
+        for grades in collection.qrels.values()
+        for document, grade in grades.items()
+        if grade > 0
+    }
+    return {
+        "documents": len(absent),
+        "relevant": len(absent & relevant),
+        "judged": len(judged),
+    }
 
 
 def check_listed(engine: Engine, collection: Collection, lists: Run) -> None:

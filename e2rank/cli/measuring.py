@@ -2,13 +2,14 @@
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from e2rank import whole
+from e2rank import __version__, whole
 from e2rank.cli import options
 from e2rank.cli.checked import check_ids, check_indexed, check_listed, check_pattern
 from e2rank.cli.commands import Folder, Moved, app
@@ -30,10 +31,18 @@ from e2rank.evaluate.collection import Collection, load_beir
 from e2rank.evaluate.measures import MEASURES, parse_measures
 from e2rank.evaluate.protocol import Ranker as Ask
 from e2rank.evaluate.protocol import evaluate as run_evaluation
+from e2rank.evaluate.rankings import Run
 from e2rank.evaluate.report import Report
-from e2rank.evaluate.trec import Run, read_run
+from e2rank.evaluate.trec import read_run
 
 Beir = Annotated[Path, typer.Argument(help="A BEIR folder: corpus, queries, qrels.")]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        help="The row that the others are compared with, by its name in the report; the plain "
+        "first stage, or else the first row, if not given."
+    ),
+]
 
 
 @app.command()
@@ -54,6 +63,7 @@ def evaluate(
     fuse: options.Fuse = None,
     collapse: options.Collapse = None,
     measure: options.Measures = None,
+    baseline: Baseline = None,
     limit: options.Limit = None,
     encoder: Moved = None,
     dtype: options.Dtype = None,
@@ -76,7 +86,7 @@ def evaluate(
     collection = _judged(beir, split, qrels).first(limit)
     with Engine.open(folder, encoder, dtype=dtype) as engine:
         names = rerank or alone or [Ranker.NONE, own_ranker(engine, prompt)]
-        check_indexed(engine, collection, collapse)
+        absent = check_indexed(engine, collection, collapse)
         check_ids(run_out, collection.queries, whole.names(engine.store))
         rankers = by_stages(
             stages,
@@ -86,7 +96,22 @@ def evaluate(
                 engine, each, depth, shown, fuse, prompt, before, collapse
             ),
         )
-        report, runs = _evaluated(collection, rankers, measures, depth, None)
+        report, runs = _evaluated(collection, rankers, measures, depth, None, baseline)
+        setting = _setting(
+            engine,
+            folder,
+            dtype=dtype,
+            depth=depth,
+            shown=shown,
+            prompt=prompt,
+            fuse=fuse,
+            alpha=alpha,
+            beta=beta,
+            k=k,
+            cross_encoder=cross_encoder,
+            collapse=collapse,
+        )
+        report = replace(report, absent=absent, setting=setting)
         _put_out(report, runs, run_out, as_json=json or per_query, per_query=per_query)
 
 
@@ -114,6 +139,7 @@ def rerank(
     prompt: options.Prompt = None,
     fuse: options.Fuse = None,
     measure: options.Measures = None,
+    baseline: Baseline = None,
     limit: options.Limit = None,
     cross_encoder: options.CrossEncoder = None,
     run_out: options.RunOut = None,
@@ -150,7 +176,22 @@ def rerank(
                 cross_encoder,
                 lambda each, before: reordering(engine, lists, each, shown, fuse, prompt, before),
             )
-            report, runs = _evaluated(collection, rankers, measures, depth, lists)
+            report, runs = _evaluated(collection, rankers, measures, depth, lists, baseline)
+            setting = _setting(
+                engine,
+                folder,
+                dtype=dtype,
+                depth=depth,
+                shown=shown,
+                prompt=prompt,
+                fuse=fuse,
+                alpha=alpha,
+                beta=beta,
+                k=k,
+                cross_encoder=cross_encoder,
+                lists=str(run),
+            )
+            report = replace(report, setting=setting)
             _put_out(report, runs, run_out, as_json=json or per_query, per_query=per_query)
 
 
@@ -168,18 +209,35 @@ def _evaluated(
     measures: Sequence[str],
     depth: int,
     lists: Run | None,
+    baseline: str | None,
 ) -> tuple[Report, dict[str, Run]]:
+    if baseline is None and "dense" in rankers:
+        # Where first stages are named; else "none", which is the same search.
+        baseline = "dense"
     with progress("queries", len(collection.queries)) as done:
         return run_evaluation(
             collection,
             rankers,
             depth=depth,
             lists=lists,
-            # Where first stages are named; else "none", which is the same search.
-            baseline="dense" if "dense" in rankers else None,
+            baseline=baseline,
             measures=measures,
             progress=done,
         )
+
+
+def _setting(engine: Engine, folder: Path | None, **options: Any) -> dict[str, Any]:
+    """What the figures are of: without it nothing tells why another time gave others."""
+    encoder = engine.encoder
+    return {
+        "e2rank": __version__,
+        "encoder": encoder.name,
+        "fingerprint": encoder.fingerprint,
+        "adapter": getattr(encoder, "adapter_fingerprint", ""),
+        # One that was made on the fly is gone with its commits.
+        "index": str(folder) if folder else None,
+        "commit": engine.store.manifest.commit if folder else None,
+    } | options
 
 
 def _put_out(

@@ -150,6 +150,11 @@ def _notes(report: Report) -> Iterator[str]:
     for (longest, measures), names in shallow.items():
         of = "" if len(names) == len(report.rows) else f" of {', '.join(names)}"
         yield f"{', '.join(measures)}{of}: no list has more than {longest} documents"
+    if report.absent.get("documents"):
+        yield (
+            "not in the index, and so never found: {documents:,} of the {judged:,} judged "
+            "documents, {relevant:,} of them relevant".format(**report.absent)
+        )
     if report.missing:
         yield f"no list for {len(report.missing)} judged queries; each counts 0"
     if report.tied:

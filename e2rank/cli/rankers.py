@@ -13,7 +13,8 @@ from e2rank.contract import Prompt
 from e2rank.encoders.presets import local_model
 from e2rank.engine import Engine
 from e2rank.evaluate.protocol import Ranker as Ask
-from e2rank.evaluate.trec import Run, write_run
+from e2rank.evaluate.rankings import Run
+from e2rank.evaluate.trec import write_run
 from e2rank.hits import Hit, Hits
 from e2rank.rerank.choose import Rerank
 from e2rank.rerank.cross_encoder import CrossEncoderReranker

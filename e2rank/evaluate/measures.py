@@ -1,15 +1,20 @@
 """Measures per query, through ir_measures, with ties counted against the ranking."""
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from e2rank.errors import MissingExtra
-from e2rank.evaluate.answers import Ranking, run_of
+from e2rank.evaluate.rankings import Ranking, run_of
 from e2rank.evaluate.trec import Qrels
 
 MEASURES = ("nDCG@10", "RR@10", "R@100", "AP@100")
 
 PerQuery = dict[str, dict[str, float]]
+
+# What ir_measures raises for a name or a parameter it does not know, or a value it cannot take.
+_UNREAD = (NameError, ValueError, SyntaxError, KeyError, TypeError, AssertionError)
 
 
 def per_query(
@@ -78,22 +83,35 @@ def _parse(name: str) -> Any:
     library = _ir_measures()
     try:
         measure = library.parse_measure(name)
-        known = bool(library.DefaultPipeline.supports(measure))
+        measure.validate_params()
         # trec_eval ends the whole process on a cutoff of 0.
-        known = known and measure.params.get("cutoff", 1) >= 1
-    # What ir_measures raises for a parameter it does not know, or a value it cannot take.
-    except (NameError, ValueError, SyntaxError, KeyError, TypeError, AssertionError):
+        known = measure.params.get("cutoff", 1) >= 1
+    except _UNREAD:
         known = False
     if not known:
-        raise ValueError(f"unknown measure {name!r}; examples are {', '.join(MEASURES)}")
+        hint = _hint(name)
+        raise ValueError(f"unknown measure {name!r};{hint} examples are {', '.join(MEASURES)}")
     if doubt := _doubt(measure):
         raise ValueError(f"{name!r} {doubt}; examples are {', '.join(MEASURES)}")
     return measure
 
 
+def _hint(name: str) -> str:
+    """What ir_measures calls the measure that trec_eval has under this name; "" if it has none."""
+    try:
+        # It prints what it skips, and the command line prints JSON.
+        with contextlib.redirect_stdout(io.StringIO()):
+            meant = _ir_measures().parse_trec_measure(name)
+    except _UNREAD:
+        return ""
+    return f" trec_eval's {name} is {meant[0]} here;" if len(meant) == 1 else ""
+
+
 def _doubt(measure: Any) -> str:
     """Why there is no true mean over all judged queries of what ir_measures gives; "" if not."""
     library = _ir_measures()
+    if not library.DefaultPipeline.supports(measure):
+        return "is a measure that ir_measures knows and nothing installed here computes"
     if isinstance(measure.aggregator(), library.measures.SumAgg):
         return "is a count, which is summed and has no mean over queries"
     if measure.NAME == "Accuracy":

@@ -5,12 +5,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from e2rank.evaluate.answers import Answer, Answered, Ranking, run_of, timed
+from e2rank.evaluate.answers import Answer, Answered, timed
 from e2rank.evaluate.collection import Collection
 from e2rank.evaluate.measures import MEASURES, PerQuery, mean, parse_measures, per_query
+from e2rank.evaluate.rankings import Ranking, Run, run_of
 from e2rank.evaluate.report import Report, Row
 from e2rank.evaluate.significance import deltas, permutation_test
-from e2rank.evaluate.trec import Run
 
 Ranker = Callable[[str, str], Answered]
 """Query id and text to an answer, or to a ranking in any usual shape."""

@@ -1,5 +1,6 @@
 """The report: one row a ranker, quality and cost side by side."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +78,10 @@ class Report:
         missing: judged queries a given run has no list for; they count 0 for every ranker.
         tied: how many neighbours in the given lists have equal scores; a list that comes back as
             it was given is measured in its order, whatever its scores.
+        absent: judged "documents" that the index lacks, how many of them are "relevant", and how
+            many are "judged" in all; empty where nobody looked.
+        setting: what was measured, such as the encoder and the options of the search, JSON-able;
+            empty where nobody said.
         rows: one a ranker.
     """
 
@@ -88,6 +93,8 @@ class Report:
     tested: str
     missing: tuple[str, ...] = ()
     tied: int = 0
+    absent: Mapping[str, int] = field(default_factory=dict)
+    setting: Mapping[str, Any] = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
 
     def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
@@ -101,5 +108,7 @@ class Report:
             "tested": self.tested,
             "missing": list(self.missing),
             "tied": self.tied,
+            "absent": dict(self.absent),
+            "setting": dict(self.setting),
             "rows": [row.to_dict(per_query=per_query) for row in self.rows],
         }

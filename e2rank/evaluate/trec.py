@@ -9,10 +9,10 @@ from pathlib import Path
 
 from e2rank.corpus import read_lines
 from e2rank.errors import CorpusError
+from e2rank.evaluate.rankings import Ranking, Run, run_of
 from e2rank.hits import check_columns
 
 Qrels = dict[str, dict[str, int]]
-Run = dict[str, list[tuple[str, float]]]
 
 _GRADES = ("score", "rel", "relevance", "grade", "label", "judgment")
 
@@ -75,33 +75,34 @@ def read_run(path: str | Path) -> Run:
     }
 
 
-def write_run(
-    path: str | Path, run: Mapping[str, Sequence[tuple[str, float]]], tag: str = "e2rank"
-) -> None:
+def write_run(path: str | Path, run: Mapping[str, Ranking], tag: str = "e2rank") -> None:
     """Write rankings as `query Q0 document rank score tag`, scores in full precision.
 
     Args:
         path: gzipped if it ends in .gz.
-        run: query id to (document id, score), best first; equal scores are written as they are.
+        run: query id to a ranking: (document id, score) pairs, best first, a mapping of id to
+            score, or the `Hits` of a search; equal scores are written as they are.
         tag: names the run, in the last column.
     Raises:
-        ValueError: if a name has white space, which separates the columns, a query has a document
-            twice, or a score is higher than the one before it, since reading sorts by score.
+        ValueError: if a name has white space, which separates the columns, a query's ranking is
+            none, has a NaN or a document twice, or a score is higher than the one before it, since
+            reading sorts by score.
     """
     # Checked before the file is opened, so that a refusal leaves no half of a run behind.
-    for query, ranking in run.items():
+    rankings = run_of(run)
+    for query, ranking in rankings.items():
         check_columns([query, tag, *(document for document, _ in ranking)])
         _check_once(query, [document for document, _ in ranking])
-        _check_order(query, [float(score) for _, score in ranking])
+        _check_order(query, [score for _, score in ranking])
     file = Path(path)
     with (
         gzip.open(file, "wt", encoding="utf-8")
         if file.suffix == ".gz"
         else file.open("w", encoding="utf-8") as out
     ):
-        for query, ranking in run.items():
+        for query, ranking in rankings.items():
             for place, (document, score) in enumerate(ranking, start=1):
-                out.write(f"{query} Q0 {document} {place} {float(score)!r} {tag}\n")
+                out.write(f"{query} Q0 {document} {place} {score!r} {tag}\n")
 
 
 def _check_once(query: str, documents: Sequence[str]) -> None:
@@ -114,8 +115,7 @@ def _check_once(query: str, documents: Sequence[str]) -> None:
 
 def _check_order(query: str, scores: Sequence[float]) -> None:
     for place, (before, score) in enumerate(pairwise([math.inf, *scores]), start=1):
-        # Not `>`: a NaN must fail too.
-        if not score <= before:
+        if score > before:
             raise ValueError(f"the ranking of query {query!r} is not best first at rank {place}")
 
 
