@@ -95,16 +95,26 @@ def _check_text(text: str, what: str) -> None:
         raise ValueError(f"{what} has half a surrogate pair: it was not read as UTF-8") from None
 
 
-def check_count(what: str, value: Any) -> None:
-    """Refuse what is no whole number of at least 1.
+def check_count(what: str, value: Any, least: int = 1) -> None:
+    """Refuse what is no whole number of at least `least`.
 
     Raises:
         ValueError: calling it `what`.
     """
     if not is_number(value) or not isinstance(value, int | np.integer):
         raise ValueError(f"{what} is {value!r}; it must be a whole number")
-    if value < 1:
-        raise ValueError(f"{what} is {value}; it must be at least 1")
+    if value < least:
+        raise ValueError(f"{what} is {value}; it must be at least {least}")
+
+
+def check_weight(weight: float | None) -> None:
+    """Refuse what is no weight of a fusion.
+
+    Raises:
+        ValueError: saying so.
+    """
+    if weight is not None and not 0.0 <= weight <= 1.0:
+        raise ValueError(f"fuse is {weight}; it must be between 0 and 1")
 
 
 def is_number(value: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from e2rank.checks import check_ranking, check_texts, listed
+from e2rank.checks import check_queries, check_ranking, check_texts, listed
 from e2rank.collapse import Collapse
 from e2rank.contract import Prompt
 from e2rank.encoders import Encoder, Encoding, report_cut
@@ -22,7 +22,7 @@ from e2rank.passages import split_texts
 from e2rank.ranking import best_of, order_texts
 from e2rank.rerank.choose import Rerank, choose
 from e2rank.rerank.refine import MaxSim, Refine, choose_refine
-from e2rank.search import Search, check_queries
+from e2rank.search import Search
 from e2rank.where import read_where
 from e2rank.whole import is_split, nearest_of, rows_of
 
@@ -191,7 +191,8 @@ class Engine(Indexed):
             windows and groups are positions. Fused ones are
             standardised within the list: they tell its documents apart and no more.
         Raises:
-            ValueError: for a blank query, top_k < 1 or fuse out of range.
+            ValueError: for a blank query, documents that are no list of texts, top_k < 1 or fuse
+                out of range.
         """
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be at least 1")

@@ -15,7 +15,7 @@ from e2rank.index import Store, build_index
 from e2rank.index.opened import Opened
 from e2rank.index.verify import check
 from e2rank.ingest import Ingest, check_same
-from e2rank.opening import Chosen
+from e2rank.opening import EncoderChoice
 from e2rank.passages import Split
 from e2rank.where import read_where
 
@@ -31,7 +31,7 @@ class Indexed:
         self._opened: Opened | None = None
         self._told_of_cut = False
         # How the encoder was chosen, and the name it was loaded by, if by one.
-        self._chosen: Chosen | None = None
+        self._chosen: EncoderChoice | None = None
         self._source = ""
         if store is not None:
             self._opened = Opened(
@@ -138,7 +138,7 @@ class Indexed:
             ValueError: if none is given and the folder of the one that made it is gone, or it does
                 not compute in `dtype`.
         """
-        chosen = Chosen(encoder, dtype, adapted)
+        chosen = EncoderChoice(encoder, dtype, adapted)
         store = Store.open(Path(folder), verify=verify)
         try:
             loaded = chosen.load(store)

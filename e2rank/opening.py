@@ -14,7 +14,7 @@ _log = logging.getLogger("e2rank")
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class EncoderChoice:
     """What was asked for when an index was opened.
 
     Args:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from e2rank.checks import check_queries, check_texts
+from e2rank.checks import check_queries, check_texts, check_weight
 from e2rank.documents import Candidates, TokenVectors
 from e2rank.encoders import Encoder, Encoding, encode_documents, token_fingerprint
 from e2rank.rerank import Reranker
+from e2rank.rerank.answers import checked, fusion_weight
 from e2rank.scores import fuse, rank
-from e2rank.search import check_weight, checked, fusion_weight
 
 
 @dataclass(frozen=True, slots=True)

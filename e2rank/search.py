@@ -3,12 +3,12 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from e2rank.checks import check_queries as check_queries
+from e2rank.checks import check_count, check_queries, check_weight
 from e2rank.collapse import Collapse, Things
 from e2rank.documents import Candidates
 from e2rank.encoders import Encoder, token_fingerprint
@@ -19,6 +19,7 @@ from e2rank.hits import Hits
 from e2rank.index import Store
 from e2rank.pool import Pool
 from e2rank.rerank import Reranker, Scored
+from e2rank.rerank.answers import checked, fusion_weight
 from e2rank.rerank.feedback import FeedbackReranker
 from e2rank.rerank.refine import MaxSim
 
@@ -67,10 +68,7 @@ class Search:
             ("depth", self.depth, 1),
             ("feedback_rounds", self.rounds, 0),
         ):
-            if not isinstance(value, int | np.integer) or isinstance(value, bool):
-                raise ValueError(f"{name} is {value!r}; it must be a whole number")
-            if value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
+            check_count(name, value, least)
         if self.rounds and self.reranker is None:
             raise ValueError("feedback_rounds needs a rerank; it is switched off")
         check_weight(self.weight)
@@ -100,8 +98,8 @@ class Search:
         return [hits[n] for n in range(len(queries))]
 
     def _first(self, things: Things | None) -> FirstStage:
-        whole = self.reranker or self.refine or self.collapse
-        depth = max(self.depth, self.k) if whole else self.k
+        deeper = self.reranker or self.refine or self.collapse
+        depth = max(self.depth, self.k) if deeper else self.k
         return FirstStage(self.gatherer, self.k, depth, things)
 
     def _check_textless(self) -> None:
@@ -139,6 +137,7 @@ class Search:
         hits = [pool.hits(self.store, self.k, things) for pool in pools]
         times.append(time.perf_counter())
         each = [1000 * (stop - times[0]) / len(queries) for stop in times]
+        # What comes after the rerank, reading the documents, is in the total alone.
         steps = zip(("gather", "refine", "rerank"), pairwise(each), strict=False)
         timings = {name: stop - start for name, (start, stop) in steps} | {"total": each[-1]}
         return [
@@ -209,21 +208,6 @@ class Search:
         return pool.fed_back(self.store, self.depth)
 
 
-def check_weight(weight: float | None) -> None:
-    """Refuse what is no weight of a fusion.
-
-    Raises:
-        ValueError: saying so.
-    """
-    if weight is not None and not 0.0 <= weight <= 1.0:
-        raise ValueError(f"fuse is {weight}; it must be between 0 and 1")
-
-
-def fusion_weight(reranker: Reranker, asked: float | None) -> float:
-    """The weight asked for, else the reranker's own, else 1."""
-    return asked if asked is not None else float(getattr(reranker, "fusion_weight", 1.0))
-
-
 def _answers(
     reranker: Reranker, queries: Sequence[str], pools: Sequence[Candidates]
 ) -> list[Scored | str]:
@@ -244,18 +228,3 @@ def _reason(name: str, error: Exception) -> str:
     reason = f"{name} failed: {str(error) or type(error).__name__}"
     _log.warning("%s; the order of before it is returned", reason)
     return reason
-
-
-def checked(answer: Scored, n: int, reranker: Reranker) -> Scored:
-    """A reranker's answer for n candidates.
-
-    Raises:
-        TypeError: if it is none.
-        ValueError: if it has not one score a candidate, or one that is not finite.
-    """
-    if not isinstance(answer, Scored):
-        raise TypeError(f"it gave {answer!r:.60}; expected an e2rank.rerank.Scored for each query")
-    scores = np.asarray(answer.scores, dtype=np.float64)
-    if scores.shape != (n,) or not np.isfinite(scores).all():
-        raise ValueError(f"{reranker.name} gave scores of shape {scores.shape}, or a NaN, for {n}")
-    return replace(answer, scores=scores)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from e2rank.cli.options import Ranker
 from e2rank.cli.output import compared_table, print_json, print_report, progress
-from e2rank.cli.rankers import by_name, own_ranker, searching
+from e2rank.cli.rankers import Before, by_stages, own_ranker, searching
 from e2rank.corpus import read_corpus
 from e2rank.encoders import token_fingerprint
 from e2rank.engine import Engine
@@ -78,7 +78,9 @@ def _measured(
             note = f"(measured before; delete {saved} to measure again)"
             return before["report"], f"{before['shown']}{note}"
     names = [Ranker.NONE, own_ranker(engine), Ranker.PRF]
-    rankers = by_name(names, None, lambda each: searching(engine, each, 100, 20, None))
+    rankers = by_stages(
+        [Before()], names, None, lambda each, _: searching(engine, each, 100, 20, None)
+    )
     collection = load_beir(data)
     with progress("queries", len(collection.queries)) as done:
         report, _ = evaluate(collection, rankers, depth=100, progress=done)

@@ -160,13 +160,6 @@ def kind_of(prompt: Kind | None) -> Prompt | None:
     return prompt.value if prompt else None
 
 
-def by_name(
-    names: Sequence[Ranker], cross_encoder: str | None, make: Callable[[Rerank], Ask]
-) -> dict[str, Ask]:
-    """A ranker for each name, in order; naming one twice changes nothing."""
-    return {name.value: make(reranker(name, cross_encoder)) for name in names}
-
-
 def by_stages(
     befores: Sequence[Before],
     names: Sequence[Ranker],

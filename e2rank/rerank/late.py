@@ -51,8 +51,8 @@ class TokenReranker:
         self.encoder = encoder
         self.fusion_weight = encoder.contract.weight_of("tokens")
         maxsim, cosine = cast(Blending, encoder).blend()
-        whole = abs(maxsim) + abs(cosine) or 1.0
-        self._maxsim, self._cosine = maxsim / whole, cosine / whole
+        both = abs(maxsim) + abs(cosine) or 1.0
+        self._maxsim, self._cosine = maxsim / both, cosine / both
 
     def score(self, queries: Sequence[str], pools: Sequence[Candidates]) -> list[Scored]:
         """One answer a query; those that the encoder has not read yet it reads together."""

@@ -103,7 +103,7 @@ class EmbedWork:
 class SplitWork:
     """Plain texts as passages for `RankWork`, as `split_texts` has them; an item is a list of them.
 
-    No more than `stop` passages: who asks for more than one fewer is told so.
+    It stops after so many passages: the caller can tell that there are too many.
     """
 
     engine: Engine

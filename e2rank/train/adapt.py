@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from e2rank import whole
+from e2rank.checks import check_queries
 from e2rank.encoders import Encoder
 from e2rank.encoders.adapter import QUERY, Adapter
 from e2rank.encoders.directions import Directions
@@ -19,7 +20,6 @@ from e2rank.evaluate import mean
 from e2rank.evaluate.significance import permutation_test
 from e2rank.index import Writer
 from e2rank.rerank import Reranker
-from e2rank.search import check_queries
 from e2rank.train.directions import term_directions
 from e2rank.train.keywords import keyword_queries
 from e2rank.train.labelling import label, remembered

@@ -14,11 +14,18 @@ from e2rank.encoders.heads import TokenHead
 from e2rank.encoders.presets import load_encoder
 from e2rank.encoders.torch import TorchEncoder
 from e2rank.train.examples import Example, read_lists
-from e2rank.train.finite import check_loss, check_weights
+from e2rank.train.finite import check_weights
 from e2rank.train.lists import check_order
 from e2rank.train.losses import soft_kl
 from e2rank.train.ranges import as_tuple, check_ranges, check_strings
-from e2rank.train.states import check_new, check_transformer, forever, rate, read_texts
+from e2rank.train.states import (
+    check_new,
+    check_transformer,
+    descend,
+    forever,
+    read_texts,
+    recipe_of,
+)
 
 _log = logging.getLogger("e2rank")
 
@@ -131,7 +138,7 @@ def train_tokens(config: LateConfig, *, progress: Callable[[int], None] | None =
             rerank="tokens",
         ),
         weights={f"{TOKENS}{name}": each for name, each in head.state_dict().items()},
-        about={"recipe": _recipe(config), "lists": len(examples)},
+        about={"recipe": recipe_of(config), "lists": len(examples)},
     )
     adapter.save(out)
     return out
@@ -169,21 +176,12 @@ def fit(
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: rate(step, config.warmup, config.steps)
-    )
     order = forever(len(lists.examples), config.seed)
-    for step in range(config.steps):
-        loss = list_loss(head, lists, [next(order) for _ in range(config.lists)], config)
-        check_loss(loss)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 49:
-            _log.info("step %d: loss %.4f", step + 1, loss.item())
-        if progress is not None:
-            progress(step + 1)
+
+    def loss_at(_: int) -> torch.Tensor:
+        return list_loss(head, lists, [next(order) for _ in range(config.lists)], config)
+
+    descend(config, optimizer, loss_at, progress)
     check_weights([*head.state_dict().values(), torch.tensor(head.blend())])
     return head
 
@@ -240,8 +238,3 @@ def _check_room(base: TorchEncoder, config: LateConfig) -> None:
         raise ValueError(
             f"token_dim is {config.token_dim}; the states it is made from are {width} long"
         )
-
-
-def _recipe(config: LateConfig) -> dict[str, Any]:
-    fields = dataclasses.asdict(config)
-    return {name: fields[name] for name in fields if name not in ("out", "threads")}

@@ -7,12 +7,12 @@ from typing import Protocol
 
 import numpy as np
 
+from e2rank.checks import check_queries
 from e2rank.documents import Candidates
 from e2rank.encoders import Encoder
 from e2rank.gather import DenseGatherer
 from e2rank.index import Store
 from e2rank.scores import rank, unit
-from e2rank.search import check_queries
 from e2rank.train.examples import Example
 from e2rank.train.mined import Mined
 from e2rank.train.teacher import Teacher, ask

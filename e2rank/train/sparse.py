@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,12 +14,12 @@ from e2rank.encoders.presets import load_encoder
 from e2rank.encoders.soft import word_embeddings
 from e2rank.encoders.sparse import SparseHead
 from e2rank.train.examples import read_lists
-from e2rank.train.finite import check_loss, check_weights
+from e2rank.train.finite import check_weights
 from e2rank.train.lists import check_order
 from e2rank.train.losses import soft_kl
 from e2rank.train.material import Asked, Material, read_material
 from e2rank.train.ranges import as_tuple, check_ranges, check_strings
-from e2rank.train.states import check_new, check_transformer, forever, rate
+from e2rank.train.states import check_new, check_transformer, descend, forever, recipe_of
 
 _log = logging.getLogger("e2rank")
 
@@ -134,7 +133,7 @@ def train_sparse(config: SparseConfig, *, progress: Callable[[int], None] | None
         ),
         weights=_kept(old) | {f"{SPARSE}{name}": each for name, each in head.state_dict().items()},
         lora_scale=old.lora_scale if old else 1.0,
-        about=(old.about if old else {}) | {"sparse": _recipe(config)},
+        about=(old.about if old else {}) | {"sparse": recipe_of(config)},
     )
     adapter.save(out)
     return out
@@ -162,23 +161,13 @@ def fit(
         ],
         lr=config.learning_rate,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: rate(step, config.warmup, config.steps)
-    )
     draw = _Drawn(material, config, len(head.bias))
-    for step in range(config.steps):
-        lists, pairs, columns = draw.step()
+
+    def loss_at(step: int) -> torch.Tensor:
         pressure = config.regularisation * min(1.0, 2 * (step + 1) / config.steps) ** 2
-        loss = batch_loss(head, scale.exp(), material, lists, pairs, columns, config, pressure)
-        check_loss(loss)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 49:
-            _log.info("step %d: loss %.4f", step + 1, loss.item())
-        if progress is not None:
-            progress(step + 1)
+        return batch_loss(head, scale.exp(), material, *draw.step(), config, pressure)
+
+    descend(config, optimizer, loss_at, progress)
     check_weights([*head.state_dict().values(), torch.from_numpy(head.query_weights())])
     return head
 
@@ -278,8 +267,3 @@ class _Drawn:
 def _kept(adapter: Adapter | None) -> dict[str, torch.Tensor]:
     weights = adapter.weights if adapter else {}
     return {name: each for name, each in weights.items() if not name.startswith(SPARSE)}
-
-
-def _recipe(config: SparseConfig) -> dict[str, Any]:
-    fields = dataclasses.asdict(config)
-    return {name: fields[name] for name in fields if name not in ("out", "threads")}

@@ -1,7 +1,9 @@
-"""What heads on a frozen model learn from: the states of texts, read once; and their schedule."""
+"""What heads on a frozen model learn from, the states of texts, read once; and how they do."""
 
+import dataclasses
+import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ import torch
 from e2rank.encoders.batching import batches
 from e2rank.encoders.tokens import Tokens
 from e2rank.encoders.torch import TorchEncoder
+from e2rank.train.finite import check_loss
+
+_log = logging.getLogger("e2rank")
 
 
 @torch.inference_mode()
@@ -30,6 +35,39 @@ def rate(step: int, warmup: int, steps: int) -> float:
     """The share of the learning rate at a step: it rises over the warm-up and falls to zero."""
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
     return rise * (1.0 - step / steps)
+
+
+def descend(
+    config: Any,
+    optimizer: torch.optim.Optimizer,
+    loss_at: Callable[[int], torch.Tensor],
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Train for `config.steps` steps, each by the loss that `loss_at` gives for it.
+
+    Raises:
+        EncodingError: if a loss is a NaN or an infinity.
+    """
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rate(step, config.warmup, config.steps)
+    )
+    for step in range(config.steps):
+        loss = loss_at(step)
+        check_loss(loss)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 49:
+            _log.info("step %d: loss %.4f", step + 1, loss.item())
+        if progress is not None:
+            progress(step + 1)
+
+
+def recipe_of(config: Any) -> dict[str, Any]:
+    """What a head's adapter keeps of how it was trained: all that its weights depend on."""
+    fields = dataclasses.asdict(config)
+    return {name: fields[name] for name in fields if name not in ("out", "threads")}
 
 
 def forever(n: int, seed: int) -> Iterator[int]:
