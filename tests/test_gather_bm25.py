@@ -250,3 +250,30 @@ def test_without_the_packages_it_says_what_to_install(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtra, match=rf"{missing} is not installed.*'e2rank\[bm25\]'"):
         search(engine)
+
+
+def test_words_are_found_where_none_stand_between_blanks(tmp_path: Path) -> None:
+    texts = ["東京は日本の首都です。", "京都は古い都です。", "Tokyo (東京) in Japan", "カタカナ語"]
+    documents = [Document(str(n), text) for n, text in enumerate(texts)]
+    with Engine.build(documents, tmp_path / "i", "hashing") as engine:
+        found = {
+            query: {hit.id for hit in engine.search(query, gather="bm25", rerank=False)}
+            for query in ("東京", "東京 tokyo", "日本の首都", "都です", "カタカナ", "京", "大阪")
+        }
+    assert found == {
+        "東京": {"0", "2"},
+        "東京 tokyo": {"0", "2"},
+        "日本の首都": {"0"},
+        "都です": {"0", "1"},
+        "カタカナ": {"3"},
+        "京": set(),
+        "大阪": set(),
+    }
+
+
+def test_pairs_of_characters_are_counted_as_words_are() -> None:
+    spaced = ["東京 京は は日 日本", "日本 本の の首 首都"]
+    whole = ["東京は日本", "日本の首都"]
+    for query in ("東京", "日本の首"):
+        expected = Bm25(spaced).scores([{"東京": "東京", "日本の首": "日本 本の の首"}[query]])
+        np.testing.assert_array_equal(Bm25(whole).scores([query]), expected)

@@ -1,9 +1,11 @@
 """BM25 over the documents' words: the first stage that needs no model."""
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ from e2rank.index.manifest import Manifest
 
 _log = logging.getLogger("e2rank")
 
+# Han characters, kana and the marks among them, of which two and more stand without a blank.
+_UNSPACED = re.compile("[\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]{2,}")
+
 
 class Bm25:
     """An inverted index with BM25 scores, in memory, by the package bm25s.
@@ -25,7 +30,9 @@ class Bm25:
     `idf(t) = log(1 + (N - df + 0.5) / (df + 0.5))`: the variant that bm25s calls "lucene", by
     default with k1 = 1.5 and b = 0.75 as there. A word that stands twice in the query counts twice.
     Words are runs of two or more letters, digits or underscores in lower case, without the stop
-    words that bm25s has of the language (33 of English), stemmed by PyStemmer's stemmer of it.
+    words that bm25s has of the language (33 of English), stemmed by PyStemmer's stemmer of it. Of
+    Chinese and Japanese, which put no blanks between words, every two neighbouring characters are
+    one, as Lucene's analyzer of these has it.
     Scores are float32. An index says its own in `IndexConfig(bm25_language=, bm25_k1=, bm25_b=)`.
 
     Source: bm25s, arXiv 2407.03618.
@@ -39,7 +46,7 @@ class Bm25:
         """
         library, config = _bm25s(), config or IndexConfig()
         self._language = config.bm25_language
-        words = library.tokenize(texts, **_wording(self._language))
+        words = library.tokenize(map(_spaced, texts), **_wording(self._language))
         self._count = len(words.ids)
         self._model: Any = None
         # A vocabulary of no word has no length to divide by.
@@ -52,7 +59,9 @@ class Bm25:
         found = np.zeros((len(queries), self._count), dtype=np.float32)
         if self._model is None or not len(queries):
             return found
-        asked = _bm25s().tokenize(list(queries), return_ids=False, **_wording(self._language))
+        asked = _bm25s().tokenize(
+            [_spaced(each) for each in queries], return_ids=False, **_wording(self._language)
+        )
         for place, words in enumerate(asked):
             if known := self._model.get_tokens_ids(words):
                 found[place] = self._model.get_scores_from_ids(known)
@@ -137,6 +146,15 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
         last = np.partition(scores[places], len(places) - k)[len(places) - k]
         places = places[scores[places] >= last]
     return places[np.lexsort((places, -scores[places]))[:k]]
+
+
+def _spaced(text: str) -> str:
+    """The text with blanks about every two neighbouring characters of what is written without."""
+    return text if text.isascii() else _UNSPACED.sub(_pairs, text)
+
+
+def _pairs(run: re.Match[str]) -> str:
+    return f" {' '.join(map(''.join, pairwise(run[0])))} "
 
 
 def _wording(language: str) -> dict[str, Any]:
