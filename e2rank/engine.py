@@ -106,14 +106,14 @@ class Engine(Indexed):
                 reads queries; "multivector", by MaxSim of token vectors; "bm25",
                 by words (`gather.bm25.Bm25`; its index is made at the first such search of a
                 commit and kept in memory); "hybrid", two of them fused (`Hybrid()`); several by
-                name with their weights, "2*dense+bm25"; a `Hybrid` of one's own; or any `Gatherer`
-                over the rows of this index.
+                name with their weights, "2*dense+bm25"; a `Hybrid` of one's own; or any
+                `e2rank.gather.Gatherer` of one's own.
             refine: "maxsim", or a `MaxSim` with its prunings: rescore the candidates by MaxSim of
                 stored token vectors, before the rerank. None for not.
             rerank: True for what the model does best (its contract's `rerank`); "tokens" for late
                 interaction with stored token vectors; "listwise" for a prompt; False or "none";
                 "prf" for Rocchio feedback; a plan (`Full`, `Windows`, `Groups`); or any
-                `Reranker`.
+                `e2rank.rerank.Reranker` of one's own.
             depth: candidates to refine and rerank; at least k are gathered. In an index of
                 passages these are passages.
             prompt: what a listwise prompt is made of: "text" for the candidates' texts;

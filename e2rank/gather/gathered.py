@@ -34,10 +34,25 @@ class Gathered:
 
 @runtime_checkable
 class Gatherer(Protocol):
-    """Any object with this method can be a first stage."""
+    """Any object with this method can be a first stage.
+
+    Rows are of the commit that `engine.store` is of: its `rows_of` has them by the ids of documents
+    (in an index of passages, of these), and `refresh` or a change may give others. What finds ids
+    elsewhere is a first stage by
+
+        class Elsewhere:
+            def gather(self, queries, k):
+                scores, rows = np.full((len(queries), k), -np.inf), np.full((len(queries), k), -1)
+                for place, query in enumerate(queries):
+                    found = dict(find(query, k))  # ids and scores, best first
+                    own = engine.store.rows_of(list(found))
+                    rows[place, : len(own)] = [own[each] for each in found if each in own]
+                    scores[place, : len(own)] = [found[each] for each in found if each in own]
+                return Gathered(scores, rows)
+    """
 
     def gather(self, queries: Sequence[str], k: int) -> Gathered:
-        """The best k rows of each query."""
+        """The best k rows of each query; any m <= k columns."""
         ...
 
 
