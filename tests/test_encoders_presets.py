@@ -244,6 +244,16 @@ def test_a_name_that_may_be_of_a_hub_or_a_preset_is_no_path(name: str | Path) ->
     assert absent_folder(name) is None
 
 
+def test_a_part_of_a_bundle_is_told_from_a_model(tmp_path: Path) -> None:
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(b"")
+    (tmp_path / "contract.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds model\.onnx and no bundle\.json"):
+        load_encoder(tmp_path)
+    with pytest.raises(ValueError, match=f"is a graph: expected the folder of its .*{tmp_path}$"):
+        load_encoder(graph)
+
+
 def test_weights_of_another_hash_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("e2rank.encoders.presets.MINILM_SHA256", "0" * 64)
     with pytest.raises(ValueError, match=r"sha256 53aa51172d14\.\.\., expected 0{12}\.\.\.; reins"):

@@ -1,12 +1,15 @@
 """Exported encoders: the vectors of the model, whatever is read beside them, or no export."""
 
+import contextlib
 import copy
 import dataclasses
+import errno
 import functools
 import importlib.metadata
 import json
 import logging
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -23,7 +26,16 @@ import onnxruntime
 import pytest
 import torch
 from encoders_support import BERT, QWEN, assert_close, byte_pairs, made, wordpiece
-from onnx_support import ENCODERS, TEXTS, adapted, encoder, exported, graph_of, one_parts
+from onnx_support import (
+    ENCODERS,
+    TEXTS,
+    adapted,
+    encoder,
+    exported,
+    graph_of,
+    one_parts,
+    sparse_graph_of,
+)
 from tokenizers import Tokenizer, normalizers
 from typer.testing import CliRunner
 
@@ -31,7 +43,7 @@ from e2rank import Document, Engine
 from e2rank.cli import export as command
 from e2rank.cli import main
 from e2rank.cli.commands import app
-from e2rank.durable import sealed
+from e2rank.durable import file_entry, sealed
 from e2rank.encoders import onnx as package
 from e2rank.encoders.combined import Combined
 from e2rank.encoders.judged import Change, Judged
@@ -45,6 +57,7 @@ from e2rank.encoders.onnx import (
     writing,
 )
 from e2rank.encoders.onnx.bundle import Bundle
+from e2rank.encoders.onnx.card import card_of
 from e2rank.encoders.onnx.gate import BOUNDS, ExportRefused
 from e2rank.encoders.onnx.graph import Parts, Whole
 from e2rank.encoders.onnx.overlap import cosines, kept10, table
@@ -54,6 +67,7 @@ from e2rank.encoders.onnx.sparse import SparseGraph
 from e2rank.encoders.onnx.transformer import Graph
 from e2rank.encoders.tokens import Tokens, Wording
 from e2rank.errors import MissingExtra
+from e2rank.index import Writer
 
 TERMS = {"query.terms", "query.directions", "query.pull"}
 SHOWN = [tuple(TEXTS[place : place + place % 4]) for place in range(len(TEXTS))]
@@ -71,6 +85,17 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     # The gate reads few texts alone: that their company makes no difference is tested here.
     with mock.patch.object(gate, "_ALONE", 6):
         yield tmp_path_factory.mktemp("bundles")
+
+
+@contextlib.contextmanager
+def small_files() -> Iterator[None]:
+    """No file grows beyond 100 bytes; the system says so with an error, as Python asks it to."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def started(folder: Path) -> Graph:
@@ -375,12 +400,21 @@ def test_a_provider_that_needs_another_package_says_which(bundles: Path) -> None
         OnnxEncoder(folder, provider="CUDAExecutionProvider")
     with pytest.raises(ValueError, match=r"no provider 'CPU', it has .*CPUExecutionProvider$"):
         OnnxEncoder(folder, provider="CPU")
+    several: Any = ["CPUExecutionProvider"]
+    with pytest.raises(ValueError, match=r"provider is \['CPU.*; expected one name, such as 'CPU"):
+        OnnxEncoder(folder, provider=several)
 
 
-@pytest.mark.parametrize("threads", [0, -1, 2.5, "2"])
+@pytest.mark.parametrize("threads", [0, -1, 2.5, "2", True, 1_000_000])
 def test_threads_that_are_no_number_of_them_are_refused(threads: Any, bundles: Path) -> None:
-    with pytest.raises(ValueError, match=r"threads is .*; it must be a whole number of at"):
+    with pytest.raises(ValueError, match=r"threads is .*; it must be a whole number from 1 to \d"):
         OnnxEncoder(exported("soft", "fp32", bundles), threads=threads)
+
+
+def test_a_number_of_threads_may_be_one_of_numpys(bundles: Path) -> None:
+    number: Any = np.int64(2)
+    given = OnnxEncoder(exported("soft", "fp32", bundles), threads=number)
+    assert len(given.encode_documents(TEXTS[:3]).vectors) == 3
 
 
 def test_what_a_killed_export_leaves_is_not_opened(tmp_path: Path, bundles: Path) -> None:
@@ -390,7 +424,7 @@ import os, shutil
 from pathlib import Path
 from e2rank.encoders.onnx import export, gate
 
-def write(encoder, side, precision, texts):
+def write(encoder, side, precision, texts, name):
     for each in Path({str(bundle)!r}).iterdir():
         if each.name != "parity.json":
             shutil.copy(each, side)
@@ -671,7 +705,7 @@ def test_rounded_weights_are_not_exported(tmp_path: Path) -> None:
         export.export_onnx(rounded, tmp_path / "a")
 
 
-def test_what_cannot_be_exported_is_refused_in_words(tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_refused_in_words(tmp_path: Path, bundles: Path) -> None:
     wrong: Any = "int4"
     with pytest.raises(ValueError, match="precision is 'int4'; expected fp32, fp16 or int8"):
         export.export_onnx(encoder("soft"), tmp_path / "a", precision=wrong)
@@ -684,6 +718,9 @@ def test_what_cannot_be_exported_is_refused_in_words(tmp_path: Path) -> None:
     other: Any = OnnxEncoder
     with pytest.raises(ValueError, match="type is no encoder on PyTorch"):
         export.export_onnx(other, tmp_path / "a")
+    bundle: Any = OnnxEncoder(exported("soft", "fp32", bundles))
+    with pytest.raises(ValueError, match=r"was exported already: export the model .*, 'tiny'$"):
+        export.export_onnx(bundle, tmp_path / "a")
     dense = encoder("soft")
     late: Any = SimpleNamespace(
         name="late", token_fingerprint="x", contract=dataclasses.replace(BERT, token_dim=8)
@@ -748,11 +785,75 @@ def test_the_folder_says_what_it_is(bundles: Path) -> None:
     assert "| documents | 1.0000" in card
     names = {each.name for each in folder.iterdir()}
     files = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["files"]
-    assert names == {*files, "bundle.json"}
+    assert names == {*files, "bundle.json", "README.md"}
     # The exporter notes where each line of code stood; no folder of this machine may be shipped.
     graph = (folder / "model.onnx").read_bytes()
     for module in (command, torch):
         assert str(Path(module.__file__ or "").parents[1]).encode() not in graph
+
+
+def test_a_card_may_be_edited_or_left_out(tmp_path: Path, bundles: Path) -> None:
+    folder = shutil.copytree(exported("soft", "fp32", bundles), tmp_path / "copy")
+    card, bundle = folder / "README.md", folder / "bundle.json"
+    # As it was hashed once.
+    old = json.loads(bundle.read_text(encoding="utf-8"))["files"] | {"README.md": file_entry(card)}
+    for listed in (False, True):
+        if listed:
+            resealed(folder, files=old)
+        card.write_text("# ours", encoding="utf-8")
+        assert OnnxEncoder(folder).bundle.name == "tiny"
+        card.unlink()
+        assert OnnxEncoder(folder).bundle.name == "tiny"
+
+
+def worded(folder: Path) -> None:
+    """Let a bundle read documents behind a prefix, few tokens of them, and its card say so."""
+    bundle, given = Bundle.load(folder), Uncompared(folder)
+    contract = dataclasses.replace(
+        given.contract, document_prefix='{a "wing": }\n', document_tokens=16
+    )
+    report = json.loads((folder / "parity.json").read_text(encoding="utf-8"))
+    (folder / "contract.json").write_text(json.dumps(contract.to_dict()), encoding="utf-8")
+    text = card_of(bundle, contract, given._documents.takes, report)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("change", [None, worded], ids=["", "worded"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [*((name, "fp32") for name in ENCODERS), ("adapted", "int8"), ("adapted", "fp16")],
+)
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_the_code_in_a_card_makes_the_vectors_of_documents(
+    name: str,
+    precision: Any,
+    change: Any,
+    tmp_path: Path,
+    bundles: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = exported(name, precision, bundles)
+    if change is not None:
+        folder = copied(folder, tmp_path / "worded", change)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    code = card.split("## Without e2rank")[1].split("```python\n")[1].split("```")[0]
+    assert "e2rank" not in code
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert capsys.readouterr().out
+    texts = [*TEXTS[:24:2], "", "A wing's lift \u00e9t\u00e9 \U0001f600, " * 90]
+    found = Uncompared(folder).encode_documents(texts, want=["dense"])
+    assert found.truncated
+    near = 1e-5 if precision == "fp32" else 2e-3
+    vectors = np.array([names["vector"](each) for each in texts])
+    np.testing.assert_allclose(vectors, found.vectors, rtol=0, atol=near)
+    # Whoever makes the inputs is told of each, by the name of the graph's axes.
+    for each in onnx.load(folder / "model.onnx", load_external_data=False).graph.input:
+        axes = [axis.dim_param or axis.dim_value for axis in each.type.tensor_type.shape.dim]
+        shape = ", ".join(map(str, axes)) + ("," if len(axes) == 1 else "")
+        assert f"- `{each.name}` ({shape}) " in card
 
 
 def test_a_provider_that_leaves_the_work_to_the_cpu_is_named(
@@ -809,6 +910,71 @@ def test_a_bundle_of_an_adapters_folder_takes_its_name_and_not_its_place(
     assert OnnxEncoder(tmp_path / "bundle").bundle.name == "own-adapter"
     for each in (tmp_path / "bundle").iterdir():
         assert str(tmp_path).encode() not in each.read_bytes()
+
+
+def test_a_bundle_of_an_adapted_index_is_named_as_the_model_that_was_adapted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "index"
+    documents = [Document(str(place), text) for place, text in enumerate(TEXTS[12:20])]
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "adapter.json").write_text("{}")
+
+    asked = []
+
+    def load(name: str, *, device: str) -> Any:
+        asked.append(name)
+        given = copy.copy(encoder("soft"))
+        given.name = name
+        return given
+
+    monkeypatch.setattr(command, "load_encoder", load)
+    monkeypatch.setattr(export, "graph_of", graph_of)
+    monkeypatch.setattr(gate, "compare", lambda *_: REPORT | dict.fromkeys(("documents",), NEAR))
+    for place, (own, kept) in enumerate({"minilm": "minilm", "/models/ours": "ours"}.items()):
+        given = copy.copy(encoder("soft"))
+        given.name = own
+        built = Engine.build(documents, index, encoder=given, overwrite=place > 0)
+        with built as engine, Writer(engine.store) as writer:
+            writer.put_adapter(write)
+            adapter = index / writer.commit().manifest.adapter
+        out = tmp_path / kept
+        with one_parts("soft"):
+            done = CliRunner().invoke(app, ["export", str(index), "--out", str(out)])
+        assert done.exit_code == 0, done.output
+        assert asked[-1] == str(adapter)
+        assert Bundle.load(out).name == kept
+        assert f"# {kept}, fp32" in (out / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "spared", "file"),
+    [
+        ("adapted", [], "model.onnx"),
+        ("adapted", ["_save_graph"], "sparse.onnx"),
+        ("adapted", ["_save_graph", "_save_head"], "sparse_queries.npy"),
+        ("adapted", ["_save_graph", "_save_head", "_save_array"], "query_directions.npz"),
+        ("soft", ["_save_graph"], "tokenizer.json"),
+        ("soft", ["_save_graph", "_write_text"], "contract.json"),
+    ],
+)
+def test_a_full_disk_is_reported_with_the_file_that_was_written(
+    name: str, spared: list[str], file: str, tmp_path: Path, bundles: Path
+) -> None:
+    exported(name, "fp32", bundles)
+    others: dict[str, Any] = {"graph_of": graph_of, "sparse_graph_of": sparse_graph_of}
+    others |= dict.fromkeys(spared, lambda *_: None)
+    said = rf"^\[Errno {errno.EFBIG}\] File too large: '.*/{re.escape(file)}'$"
+    with (
+        mock.patch.multiple(export, **others),
+        one_parts(name),
+        small_files(),
+        pytest.raises(OSError, match=said),
+    ):
+        export.export_onnx(encoder(name), tmp_path / "bundle", texts=TEXTS[:4])
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_export_needs_no_package_that_is_called_onnxruntime(
@@ -948,7 +1114,7 @@ def test_the_command_exports_the_encoder_of_an_index(
     out = str(tmp_path / "bundle")
     done = CliRunner().invoke(app, ["export", str(tmp_path / "index"), "--out", out])
     assert done.exit_code == 0, done.output
-    plain = {"precision": "fp32", "texts": None, "judge": None}
+    plain = {"precision": "fp32", "texts": None, "judge": None, "name": None}
     assert asked == [("tiny", "cpu"), ("tiny", plain)]
     assert "the least cosine to its vectors is 1.000000" in " ".join(done.output.split())
 
@@ -977,6 +1143,13 @@ def test_the_command_measures_an_export_on_a_judged_collection(
     alone = CliRunner().invoke(app, ["export", "any", "--out", "b", "--split", "dev"])
     assert isinstance(alone.exception, ValueError)
     assert "--split is of the collection of --judged" in str(alone.exception)
+
+
+def test_a_file_of_texts_that_is_not_there_is_named_with_its_option(tmp_path: Path) -> None:
+    words = ["export", "any", "--out", "b", "--texts", str(tmp_path / "none")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert "Invalid value for '--texts'" in done.output
 
 
 def test_exporting_names_the_package_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,14 @@ def test_what_cannot_be_replaced_is_refused_before_any_work(
     assert [each.name for each in tmp_path.iterdir()] == ["volume"]
 
 
+@pytest.mark.parametrize("out", ["file/sub", "file/sub/deeper"])
+def test_a_place_where_no_folder_can_be_made_is_named(out: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    words = rf"no folder can be made in {(tmp_path / out).parent} \(.*: {tmp_path / 'file'}"
+    with pytest.raises(ValueError, match=words):
+        put(tmp_path / out)
+
+
 def test_what_killed_exports_to_the_same_place_left_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -23,7 +23,11 @@ def export(
     precision: Annotated[str, typer.Option(help="fp32; int8 for CPUs; fp16 for GPUs.")] = "fp32",
     texts: Annotated[
         Path | None,
-        typer.Option(help="Compare on the lines of this file, not on texts of the package."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Compare on the lines of this file, not on texts of the package.",
+        ),
     ] = None,
     judged: Annotated[
         Path | None,
@@ -42,23 +46,29 @@ def export(
     judge = judging(load_beir(judged, split or "test")) if judged else None
     given = texts.read_text(encoding="utf-8").splitlines() if texts else None
     # Its type, and the precision, are checked there.
-    encoder: Any = load_encoder(_encoder_of(model), device="cpu")
+    source, name = _encoder_of(model)
+    encoder: Any = load_encoder(source, device="cpu")
     kind: Any = precision
-    report = export_onnx(encoder, out, precision=kind, texts=given, judge=judge)
+    report = export_onnx(encoder, out, precision=kind, texts=given, judge=judge, name=name)
     if json:
         print_json({"bundle": str(out)} | report)
         return
     typer.echo(
-        f"{out}: {encoder.name} in {precision}; of {report['texts']} texts the least cosine to "
-        f"its vectors is {report['documents']['cosine']:.6f}"
+        f"{out}: {name or encoder.name} in {precision}; of {report['texts']} texts the least "
+        f"cosine to its vectors is {report['documents']['cosine']:.6f}"
     )
     if "judged" in report:
         typer.echo(Judged.of(report["judged"]).in_words())
 
 
-def _encoder_of(model: str) -> str:
-    """The encoder that made an index, with the adapter it was given; any other name as it is."""
+def _encoder_of(model: str) -> tuple[str, str | None]:
+    """The encoder that made an index, with the adapter it was given; any other name as it is.
+
+    Returns:
+        What to load, and its name if it has none of its own: an index's adapter is of a commit.
+    """
     if not (Path(model) / "manifest.json").is_file():
-        return model
+        return model, None
     manifest = Manifest.load(Path(model))
-    return str(Path(model) / manifest.adapter) if manifest.adapter else manifest.encoder.name
+    own = manifest.encoder.name
+    return (str(Path(model) / manifest.adapter), own) if manifest.adapter else (own, None)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from e2rank.contract import Contract
 from e2rank.encoders import DType, Encoder, check_dtype
 from e2rank.encoders.hashing import HashingEncoder
+from e2rank.encoders.onnx.bundle import NAME as BUNDLE
 from e2rank.encoders.onnx.bundle import is_bundle
 from e2rank.errors import AdapterError, MissingExtra
 
@@ -91,6 +92,7 @@ def load_encoder(
     if not isinstance(encoder, str | Path):
         return encoder
     name = str(encoder)
+    _check_no_part(Path(name))
     if (made := _without_torch(name, device, dtype)) is not None:
         return made
     if absent := absent_folder(encoder):
@@ -105,6 +107,18 @@ def load_encoder(
     if name not in PRESETS and (Path(name) / "adapter.json").is_file():
         return _adapted(Path(name), device, dtype)
     return PRESETS.get(name, _any_model)(name, device, dtype)
+
+
+def _check_no_part(path: Path) -> None:
+    """Refuse a part of a bundle, which a library of models would call one of unknown type."""
+    if path.suffix == ".onnx" and path.is_file():
+        raise ValueError(f"{path} is a graph: expected the folder of its bundle, {path.parent}")
+    graph, config = path / "model.onnx", path / "config.json"
+    if graph.is_file() and not (is_bundle(path) or config.is_file()):
+        raise ValueError(
+            f"{path} holds {graph.name} and no {BUNDLE}: it is no whole bundle; copy all of it, or "
+            "export it again"
+        )
 
 
 def absent_folder(encoder: str | Path) -> str | None:

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 from e2rank.contract import Contract
-from e2rank.durable import file_entry, is_sealed, sealed
+from e2rank.durable import file_entry, is_sealed, naming, sealed
 
 NAME, CONTRACT, TOKENIZER, PARITY = "bundle.json", "contract.json", "tokenizer.json", "parity.json"
+CARD = "README.md"
+"""For a reader, who may edit it or leave it out: nothing depends on it."""
+
 SPARSE_QUERIES = "sparse_queries.npy"
 """(terms,) float32, what each term of a query counts."""
 
@@ -41,7 +44,7 @@ class Bundle:
         sparse: the graph that makes sparse vectors of documents; "" where it gives none.
         opset: of the graphs.
         versions: of the packages that made them.
-        files: size and xxh3 of every other file.
+        files: size and xxh3 of every other file but the card.
     """
 
     name: str
@@ -65,16 +68,17 @@ class Bundle:
         return {self.documents, self.queries, self.sparse} - {""}
 
     def save(self, folder: Path) -> None:
-        """Write bundle.json, sealed, with the hashes of every file that lies beside it now."""
-        others = sorted(each for each in folder.iterdir() if each.name != NAME)
+        """Write bundle.json, sealed, with the hashes of what lies beside it now."""
+        others = sorted(each for each in folder.iterdir() if each.name not in (NAME, CARD))
         fields = dataclasses.asdict(self) | {
             "files": {each.name: file_entry(each) for each in others}
         }
-        (folder / NAME).write_bytes(sealed({"kind": KIND, "format": FORMAT} | fields))
+        with naming(folder / NAME):
+            (folder / NAME).write_bytes(sealed({"kind": KIND, "format": FORMAT} | fields))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read bundle.json and check every file against it.
+        """Read bundle.json and check every file that it counts on.
 
         Raises:
             BundleError: if a file is missing or one byte differs, or it needs another e2rank.
@@ -88,6 +92,8 @@ class Bundle:
                 "e2rank, or export the bundle again"
             )
         bundle = cls(**fields | {"blend": tuple(fields["blend"])})
+        # Cards were hashed once.
+        bundle.files.pop(CARD, None)
         for name, entry in bundle.files.items():
             _check(folder / name, entry)
         return bundle
@@ -179,4 +185,5 @@ def _check(path: Path, entry: dict[str, Any]) -> None:
 
 def _write_json(path: Path, fields: dict[str, Any]) -> None:
     text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")
+    with naming(path):
+        path.write_text(text, encoding="utf-8")

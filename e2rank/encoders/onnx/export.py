@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import io
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 import onnx
 import torch
 
+from e2rank.durable import naming
 from e2rank.encoders.combined import JOIN, Combined
-from e2rank.encoders.judged import Judge, Judged
+from e2rank.encoders.judged import Judge
 from e2rank.encoders.onnx import gate
 from e2rank.encoders.onnx.bundle import (
+    CARD,
     CONTRACT,
     DIRECTIONS,
     PARITY,
@@ -23,6 +26,7 @@ from e2rank.encoders.onnx.bundle import (
     Bundle,
     save_json,
 )
+from e2rank.encoders.onnx.card import card_of
 from e2rank.encoders.onnx.exporting import OPSET
 from e2rank.encoders.onnx.float16 import MOST, largest, to_float16
 from e2rank.encoders.onnx.graph import Parts, graph_of
@@ -58,6 +62,7 @@ def export_onnx(
     precision: Precision = "fp32",
     texts: Sequence[str] | None = None,
     judge: Judge | None = None,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Write an encoder as a bundle: graphs, tokenizer, contract and parity report.
 
@@ -74,6 +79,8 @@ def export_onnx(
             given. int8 is set by the former, and by some of the others.
         judge: measures what the export does to the rankings of a judged collection:
             `judging(load_beir("scifact"))`, of `e2rank.evaluate`.
+        name: what the bundle is called, by its card and by a server; the encoder's own, or that of
+            its folder, unless given.
     Returns:
         The parity report.
     Raises:
@@ -100,7 +107,7 @@ def export_onnx(
     else:
         given = _telling(encoder.words, list(texts))
     with in_place_when_whole(Path(folder)) as side:
-        bundle = _write(encoder, side, precision, given)
+        bundle = _write(encoder, side, precision, given, _own_name(name or encoder.name))
         bundle.save(side)
         bounds = gate.BOUNDS[precision]
         export = _Uncompared(side)
@@ -110,13 +117,18 @@ def export_onnx(
             gate.check_judged(judged, bounds)
             report["judged"] = dataclasses.asdict(judged)
         save_json(side, PARITY, report)
-        (side / "README.md").write_text(_card(bundle, report), encoding="utf-8")
+        _write_text(side / CARD, card_of(export.bundle, encoder.contract, export.inputs(), report))
         bundle.save(side)
     return report
 
 
 def _why_not(encoder: object) -> str:
     """Why something else than an encoder on PyTorch is not exported, and what to do."""
+    if isinstance(encoder, OnnxEncoder):
+        return (
+            f"{encoder.name} was exported already: export the model that it was made from, "
+            f"{encoder.bundle.name!r}"
+        )
     if not isinstance(encoder, Combined):
         return f"{type(encoder).__name__} is no encoder on PyTorch; only those are exported"
     dense, *others = encoder.name.split(JOIN)
@@ -131,8 +143,19 @@ class _Uncompared(OnnxEncoder):
 
     compared = False
 
+    def inputs(self) -> dict[str, tuple[int | str, ...]]:
+        """Names and shapes of what the graph of documents takes."""
+        return self._documents.takes
 
-def _write(encoder: TorchEncoder, side: Path, precision: Precision, texts: Sequence[str]) -> Bundle:
+
+def _own_name(name: str) -> str:
+    """A name as it is; of a folder, which is one of this machine, the last part."""
+    return Path(name).name if Path(name).is_dir() or Path(name).is_absolute() else name
+
+
+def _write(
+    encoder: TorchEncoder, side: Path, precision: Precision, texts: Sequence[str], name: str
+) -> Bundle:
     parts = Parts.of(encoder)
     documents = queries = "model.onnx"
     read = _calibration(encoder.words, texts) if precision != "fp32" else []
@@ -147,15 +170,15 @@ def _write(encoder: TorchEncoder, side: Path, precision: Precision, texts: Seque
         sparse, most = "sparse.onnx", encoder.contract.sparse_terms
         graph = sparse_graph_of(parts.sparse, encoder.words.special(), most)
         _save_head(graph, side / sparse, precision)
-        np.save(side / SPARSE_QUERIES, parts.sparse.query_weights())
+        _save_array(side / SPARSE_QUERIES, parts.sparse.query_weights())
     directions = encoder.adapter.directions() if encoder.adapter else None
     if directions is not None:
-        directions.save(side / DIRECTIONS)
-    (side / TOKENIZER).write_text(encoder.words.identity(), encoding="utf-8")
+        with naming(side / DIRECTIONS):
+            directions.save(side / DIRECTIONS)
+    _write_text(side / TOKENIZER, encoder.words.identity())
     save_json(side, CONTRACT, encoder.contract.to_dict())
     return Bundle(
-        # A folder is one of this machine: its own name is enough elsewhere.
-        name=Path(encoder.name).name if Path(encoder.name).is_dir() else encoder.name,
+        name=name,
         precision=precision,
         fingerprint=encoder.fingerprint,
         token_fingerprint=encoder.token_fingerprint,
@@ -169,6 +192,19 @@ def _write(encoder: TorchEncoder, side: Path, precision: Precision, texts: Seque
         opset=OPSET,
         versions=_versions(),
     )
+
+
+def _write_text(path: Path, text: str) -> None:
+    with naming(path):
+        path.write_text(text, encoding="utf-8")
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    # Of a file it writes into numpy's error would not say what the system said.
+    written = io.BytesIO()
+    np.save(written, array)
+    with naming(path):
+        path.write_bytes(written.getvalue())
 
 
 def _versions() -> dict[str, str]:
@@ -265,43 +301,3 @@ def _forget_source(model: onnx.ModelProto) -> None:
     for each in (model, graph, *graph.node, *values):
         del each.metadata_props[:]
         each.doc_string = ""
-
-
-def _card(bundle: Bundle, report: dict[str, Any]) -> str:
-    """What the folder says of itself to a reader."""
-    lines = [
-        f"# {bundle.name}, {bundle.precision}",
-        "",
-        "An encoder exported by e2rank to ONNX: token ids in, unit vectors out, with pooling and",
-        "normalisation in the graph. It runs on onnxruntime, without PyTorch:",
-        "",
-        "```python",
-        "from e2rank import Engine",
-        "from e2rank.encoders.onnx import OnnxEncoder",
-        "",
-        'engine = Engine.open("my-index", encoder=OnnxEncoder("this-folder"))',
-        "```",
-        "",
-        f"Opset {bundle.opset}; fingerprint `{bundle.fingerprint}`, that of the encoder",
-        "on PyTorch: indexes made by either open with both. Compared with it before this folder",
-        f"was written, on {report['texts']} texts:",
-        "",
-        "| | least cosine | largest difference | alone or in a batch |",
-        "| --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {name.replace('_', ' ')} | {report[name]['cosine']:.6f} | "
-        f"{report[name]['difference']:.1e} | {report[name]['alone']:.1e} |"
-        for name in ("documents", "queries", "prompts", "vector_prompts")
-        if name in report
-    ]
-    kept = f"{report['top10']:.1%}"
-    lines += ["", f"Of each query's ten nearest documents {kept} are the same.", ""]
-    if bundle.sparse:
-        least, kept = report["documents"]["sparse"], f"{report['sparse_top10']:.1%}"
-        lines += [f"Sparse vectors: least cosine {least:.6f}; of the ten nearest {kept}.", ""]
-    if judged := report.get("judged"):
-        lines += [f"{Judged.of(judged).in_words()}.", ""]
-    if bundle.precision == "int8":
-        lines += ["Scales and rounding were set by some of the same texts.", ""]
-    return "\n".join(lines)

@@ -1,6 +1,7 @@
 """A module to a graph, by torch's exporter: arrays of any length, no talk."""
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,7 +57,28 @@ def exported(
             f"{type(error).__name__}: {said.strip()[:200]}"
         ) from error
     assert program is not None  # noqa: S101
-    return program.model_proto
+    return _named_axes(program.model_proto, axes)
+
+
+def _named_axes(model: onnx.ModelProto, axes: Mapping[str, tuple[str, ...]]) -> onnx.ModelProto:
+    """`model` itself, its axes of any length named as asked, where the exporter numbers them."""
+    graph = model.graph
+    names = {
+        axis.dim_param: name
+        for given in graph.input
+        for axis, name in zip(_axes_of(given), axes[given.name], strict=False)
+    }
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for axis in _axes_of(value):
+            if axis.dim_param:
+                # It may be made of several, such as their product.
+                named = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), axis.dim_param)
+                axis.dim_param = named
+    return model
+
+
+def _axes_of(value: onnx.ValueInfoProto) -> Sequence[onnx.TensorShapeProto.Dimension]:
+    return value.type.tensor_type.shape.dim
 
 
 @contextmanager

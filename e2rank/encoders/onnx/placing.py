@@ -21,7 +21,8 @@ def in_place_when_whole(folder: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: if `folder` is there and not empty.
-        ValueError: if it is there and cannot be replaced: what is mounted, or where one works.
+        ValueError: if it is there and cannot be replaced: what is mounted, or where one works; or
+            if nothing can be written beside it.
     """
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -29,10 +30,17 @@ def in_place_when_whole(folder: Path) -> Iterator[Path]:
     if folder == Path.cwd() or folder.is_mount():
         what = "is mounted" if folder.is_mount() else "is the working directory"
         raise ValueError(f"{folder} {what} and cannot be replaced; export into a new folder in it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for each in _left_by_others(folder):
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        left = _left_by_others(folder)
+        side = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise ValueError(
+            f"no folder can be made in {folder.parent} ({error.strerror}: {error.filename}); "
+            "export to where folders may be written"
+        ) from error
+    for each in left:
         _log.warning("%s was left by an export that was killed, unless one runs: remove it", each)
-    side = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         yield side
         for each in side.iterdir():

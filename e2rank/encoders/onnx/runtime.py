@@ -1,11 +1,14 @@
 """An exported encoder on onnxruntime: numpy, tokenizers and no torch."""
 
 import logging
+import os
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property, partial
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -36,6 +39,10 @@ from e2rank.errors import EncodingError
 
 _log = logging.getLogger("e2rank.onnx")
 
+# Threads that spin while they wait take the cores from those that work: thousands never end. What
+# a configuration says for a larger machine is taken on a small one, too.
+_THREADS = max(64, 4 * (os.cpu_count() or 1))
+
 
 class OnnxEncoder:
     """A bundle behind the methods of `TorchEncoder`, with the fingerprint of what was exported.
@@ -62,11 +69,12 @@ class OnnxEncoder:
         Raises:
             BundleError: if the bundle is damaged or was never compared with its model, or gives
                 other vectors on this machine than those it was exported with.
-            ValueError: if onnxruntime here does not have the provider, or threads < 1.
+            ValueError: if onnxruntime here does not have the provider, or threads is out of range.
             MissingExtra: if onnxruntime is not installed.
         """
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
-            raise ValueError(f"threads is {threads!r}; it must be a whole number of at least 1")
+        if not isinstance(provider, str):
+            raise ValueError(f"provider is {provider!r}; expected one name, such as {CPU!r}")
+        threads = None if threads is None else _checked_threads(threads)
         # As it is now: a link may lead elsewhere when a graph is first needed, or the process.
         self._folder = Path(folder).resolve()
         self.bundle = Bundle.load(self._folder)
@@ -83,6 +91,7 @@ class OnnxEncoder:
         self.token_fingerprint = self.bundle.token_fingerprint
         self.sparse_fingerprint = self.bundle.sparse_fingerprint
         self.adapter_fingerprint = self.bundle.adapter_fingerprint
+        self.adapted = DIRECTIONS in self.bundle.files
         self.words = Wording(Tokenizer.from_file(str(self._folder / TOKENIZER)), self.contract)
         padding = self.bundle.padding
         self._start = partial(Sessions, provider=provider, threads=threads)
@@ -279,6 +288,18 @@ class OnnxEncoder:
         kept = f": {kept_in_words(report)}" if self.precision != "fp32" else ""
         judged = f"; {Judged.of(report['judged']).in_words()}" if "judged" in report else ""
         _log.info("%s: %s in %s%s%s", self.name, self.bundle.name, self.precision, kept, judged)
+
+
+def _checked_threads(threads: Any) -> int:
+    """The number, if it is one and this machine would end with so many."""
+    # True is a whole number to Python.
+    whole = isinstance(threads, Integral) and not isinstance(threads, bool)
+    if not whole or not 1 <= int(threads) <= _THREADS:
+        raise ValueError(
+            f"threads is {threads!r}; it must be a whole number from 1 to {_THREADS}: more would "
+            "only wait for each other on this machine"
+        )
+    return int(threads)
 
 
 def _chosen(soft: Soft | None, group: Sequence[int]) -> Soft | None:

@@ -36,7 +36,7 @@ class Graph:
     def __init__(self, sessions: Sessions, padding: str) -> None:
         """Feed `sessions`, padding shorter sequences on "left" or "right"."""
         self._sessions, self._padding = sessions, padding
-        self.gives = sessions.gives
+        self.takes, self.gives = sessions.takes, sessions.gives
 
     def groups(self, texts: Sequence[Tokens]) -> list[list[int]]:
         """Positions of texts by batch, longest first; those of a CPU are each of one length."""

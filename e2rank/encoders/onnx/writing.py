@@ -4,6 +4,8 @@ from pathlib import Path
 
 import onnx
 
+from e2rank.durable import naming
+
 # Protocol buffers end at 2 GB: above this the weights lie in a file of their own.
 _INSIDE = 1_500_000_000
 
@@ -15,13 +17,14 @@ def write_graph(model: onnx.ModelProto, path: Path) -> None:
         OSError: if it was not written.
     """
     size = sum(_bytes(each) for each in model.graph.initializer)
-    onnx.save_model(
-        model,
-        path,
-        save_as_external_data=size > _INSIDE,
-        all_tensors_to_one_file=True,
-        location=f"{path.name}.data",
-    )
+    with naming(path):
+        onnx.save_model(
+            model,
+            path,
+            save_as_external_data=size > _INSIDE,
+            all_tensors_to_one_file=True,
+            location=f"{path.name}.data",
+        )
     if not path.is_file():
         raise OSError(f"{path} was not written")
 
