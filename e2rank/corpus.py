@@ -18,6 +18,9 @@ from e2rank.errors import CorpusError
 _STDIN = Path("/dev/stdin")
 _GZIP = b"\x1f\x8b"
 
+LONGEST = 256 << 20
+"""Bytes of a line that is read: a small .gz file may hold one that no memory can."""
+
 
 def read_corpus(path: str | Path, vectors: str | Path | None = None) -> Iterator[Document]:
     """Documents of a corpus, streamed.
@@ -64,7 +67,7 @@ def with_vectors(
         return
     try:
         rows = np.lib.format.open_memmap(file, mode="r")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # numpy raises what it likes of a strange header
         raise CorpusError(f"{file} is no .npy file of vectors: {error}") from None
     _check_rows(rows, file)
     count = 0
@@ -146,12 +149,19 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of each line that is not blank, of a plain or gzipped file.
 
     Raises:
-        CorpusError: if a .gz file is none, or the file is cut short, damaged, or not UTF-8.
+        CorpusError: if a .gz file is none, or the file is cut short, damaged, or not UTF-8, or a
+            line of it is longer than `LONGEST`.
     """
     name, number = _called(file), 0
     with file.open("rb") as raw, gzip.open(raw) if _is_gzip(file, raw) else raw as source:
         try:
-            for number, line in enumerate(source, start=1):
+            lines = iter(lambda: source.readline(LONGEST + 1), b"")
+            for number, line in enumerate(lines, start=1):
+                if len(line) > LONGEST:
+                    raise CorpusError(
+                        f"{name} line {number} is longer than {LONGEST:,} bytes; expected a "
+                        "document or query a line"
+                    )
                 text = line.decode("utf-8")
                 if text.strip():
                     yield number, text
@@ -178,6 +188,8 @@ def read_records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             record = json.loads(line)
         except ValueError as error:
             raise CorpusError(f"{name} line {number} is not JSON: {error}") from None
+        except RecursionError:
+            raise CorpusError(f"{name} line {number} is JSON that is nested too deep") from None
         if not isinstance(record, dict):
             raise CorpusError(
                 f"{name} line {number} is a JSON {type(record).__name__}; expected an object"

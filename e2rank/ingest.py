@@ -43,16 +43,17 @@ def check_same(encoder: Encoder, made: EncoderInfo, what: str) -> None:
     Raises:
         EncoderMismatch: naming both, and where they differ.
     """
-    if (given := encoder.contract.dim) != made.dim:
-        raise EncoderMismatch(
-            f"{what} holds vectors of dimension {made.dim}, and {encoder.name!r} makes such of "
-            f"{given}: open it with {made.name!r}, or build it again"
-        )
     if encoder.fingerprint != made.fingerprint:
         differs = difference(made.fingerprint, encoder.fingerprint)
         raise EncoderMismatch(
             f"{what} was built by {made.name!r}, and {encoder.name!r} is another model "
             f"(different {differs}): open it with {made.name!r}, or build it again"
+        )
+    # One of one's own may say what it likes.
+    if (given := encoder.contract.dim) != made.dim:
+        raise EncoderMismatch(
+            f"{what} holds vectors of dimension {made.dim}, and {encoder.name!r} makes such of "
+            f"{given}: open it with {made.name!r}, or build it again"
         )
 
 

@@ -6,10 +6,12 @@ import os
 import random
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from e2rank import corpus
 from e2rank.corpus import read_corpus
 from e2rank.documents import Document
 from e2rank.errors import CorpusError
@@ -88,6 +90,7 @@ def test_documents_come_before_the_file_is_read_to_its_end(tmp_path: Path) -> No
         (b'{"_id": "2", "text": "x", "a": 1, "metadata": {"a": 2}}', "line 2 has 'a' both"),
         (b'{"_id": "2", "text": "caf\xe9"}', "line 2 is not UTF-8"),
         (b'{"_id": "2", "text": "\\ud83d"}', "line 2 has half a surrogate pair"),
+        (b'{"_id": "2", "m": ' + b"[" * 100_000, "line 2 is JSON that is nested too deep"),
     ],
 )
 def test_a_broken_line_is_named_with_its_file(tmp_path: Path, line: bytes, message: str) -> None:
@@ -95,6 +98,36 @@ def test_a_broken_line_is_named_with_its_file(tmp_path: Path, line: bytes, messa
         list(read_corpus(written(tmp_path, GOOD + line + b"\n")))
     assert str(caught.value).startswith(f"corpus.jsonl {message}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.jsonl.gz"])
+def test_a_line_longer_than_any_text_is_refused_before_it_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(corpus, "LONGEST", 100)
+    longest = GOOD.rstrip() + b" " * (99 - len(GOOD.rstrip())) + b"\n"
+    assert len(longest) == 100
+    content = longest * 2 + b" " * 100 + b"\n" + longest
+    path = written(tmp_path, gzip.compress(content) if ".gz" in name else content, name)
+    documents = read_corpus(path)
+    assert [next(documents).id for _ in range(2)] == ["1", "1"]
+    with pytest.raises(CorpusError) as caught:
+        next(documents)
+    assert str(caught.value).startswith(f"{name} line 3 is longer than 100 bytes")
+
+
+def test_a_line_without_an_end_takes_no_more_memory_than_a_line_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gzip.open(tmp_path / "corpus.jsonl.gz", "wb", compresslevel=1) as file:
+        for _ in range(40):
+            file.write(bytes(1 << 20))
+    monkeypatch.setattr(corpus, "LONGEST", 1 << 20)
+    tracemalloc.start()
+    with pytest.raises(CorpusError, match="line 1 is longer than 1,048,576 bytes"):
+        list(read_corpus(tmp_path))
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
 
 
 def test_a_whole_surrogate_pair_is_read(tmp_path: Path) -> None:

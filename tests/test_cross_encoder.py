@@ -57,6 +57,12 @@ def test_every_pair_is_a_call_and_cut_pairs_are_counted(folder: Path) -> None:
     assert found.tokens - 4 * 5 == 2 + (32 - 5) + 0 + 6
 
 
+def test_a_pair_of_just_as_many_tokens_as_are_read_is_not_counted_as_cut(folder: Path) -> None:
+    texts = ["heat " * (32 - 5), "heat " * (32 - 4)]
+    found = CrossEncoderReranker(folder).score([QUERY], [pool(texts)])[0]
+    assert (found.tokens, found.truncated) == (2 * 32, 1)
+
+
 def test_a_nan_is_refused(folder: Path) -> None:
     reranker = CrossEncoderReranker(folder)
     with torch.no_grad():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from e2rank.encoders import Encoder, difference
+from e2rank.encoders import Encoder, difference, total
 from e2rank.encoders.hashing import HashingEncoder
 
 TEXTS = ["A wing lifts.", "what lifts a wing", "Tragfl\u00e4che", "", "...!"]
@@ -104,6 +104,12 @@ def test_words_are_counted_as_tokens() -> None:
     encoding = HashingEncoder(8).encode_documents(TEXTS)
     assert encoding.tokens == 3 + 4 + 1
     assert encoding.truncated == ()
+
+
+def test_what_each_text_took_is_together_what_all_of_them_took() -> None:
+    encoding = HashingEncoder(8).encode_documents(TEXTS)
+    assert encoding.tokens % len(TEXTS)
+    assert total(encoding.costs()) == (len(TEXTS), encoding.tokens, 0)
 
 
 def test_it_is_an_encoder() -> None:

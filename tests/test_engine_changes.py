@@ -178,6 +178,26 @@ def test_a_change_whose_commit_fails_does_not_come_back_with_what_was_kept(
     engine.verify()
 
 
+def test_a_change_that_was_kept_back_is_committed_once_though_the_last_step_fails(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.add(TWO[:1], commit=False)
+    before, save = engine.store.manifest.commit, Manifest.save
+
+    def failing(manifest: Manifest, folder: Path) -> None:
+        save(manifest, folder)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "save", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            engine.commit()
+    engine.commit()
+    assert engine.store.manifest.commit == before + 1
+    assert found(engine) == ["heat", "panel", "tail", "wing"]
+    engine.verify()
+
+
 @pytest.mark.parametrize("ids", [[1], [None], [{"a": 1}], [b"wing"]])
 def test_what_is_no_id_is_not_taken_for_one(engine: Engine, ids: list[Any]) -> None:
     engine.add([{"id": "1", "text": "one"}])

@@ -1,6 +1,7 @@
 """First stages against brute force: which rows, in which order, with which scores, at what cost."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,37 @@ def test_an_object_can_be_the_first_stage_or_a_part_of_a_hybrid(engine: Engine) 
     assert ids(hits) == every[::-1][:10]
 
 
+def test_a_list_of_as_many_rows_as_were_asked_for_has_its_last_for_a_floor(engine: Engine) -> None:
+    class Far(Backwards):
+        def gather(self, queries: Sequence[str], k: int) -> Gathered:
+            return replace(super().gather(queries, k), absent=-100.0)
+
+    far, bm25 = Far(engine.store), engine.search(HEAT, 4, gather="bm25", rerank=False)
+    rows = np.array([engine.store.row_of(hit.id) for hit in bm25])
+    scores = np.array([hit.score for hit in bm25])
+    own = far.gather([HEAT], 4)
+    expected, order = standard_scores([(own.scores[0], own.rows[0]), (scores, rows)])
+    hits = engine.search(HEAT, 4, gather=Hybrid((far, "bm25"), depth=4), rerank=False)
+    assert [engine.store.row_of(hit.id) for hit in hits] == order[:4].tolist()
+    np.testing.assert_allclose([hit.score for hit in hits], expected[:4], rtol=1e-5)
+
+
+@pytest.mark.parametrize("own_first", [False, True])
+def test_a_query_that_a_part_of_ones_own_reads_is_read_and_counted_once(
+    engine: Engine, own_first: bool
+) -> None:
+    class Reading(Backwards):
+        def gather(self, queries: Sequence[str], k: int) -> Gathered:
+            return replace(super().gather(queries, k), queries=encoder.encode_queries(queries))
+
+    encoder = engine.encoder
+    own = Reading(engine.store)
+    parts: Any = (own, "dense") if own_first else ("dense", own)
+    hits = engine.search(HEAT, gather=Hybrid(parts), rerank=False)
+    assert encoder.asked == [HEAT]  # type: ignore[attr-defined]
+    assert (hits.model_calls, hits.tokens) == (1, len(words_of(HEAT)))
+
+
 def test_a_first_stage_of_ones_own_is_not_filtered_behind_its_back(engine: Engine) -> None:
     own = Backwards(engine.store)
     for gather in (own, Hybrid(("dense", own))):
@@ -380,3 +412,25 @@ def test_late_interaction_reads_all_queries_of_a_batch_that_no_stage_has_read_at
         np.testing.assert_allclose([h.score for h in one], [h.score for h in other], atol=1e-6)
     assert [hits.model_calls for hits in together] == [1, 0, 1, 1]
     assert sum(hits.tokens for hits in together) == sum(hits.tokens for hits in alone)
+
+
+def test_what_finds_ids_elsewhere_is_a_first_stage(engine: Engine) -> None:
+    """As the docstring of `Gatherer` has it."""
+    one, other = [document.id for document, _ in zip(engine, range(2), strict=False)]
+    lists = {"a": [(other, 2.0), ("gone", 1.5), (one, 1.0)], "b": [(one, 9.0)]}
+
+    class Elsewhere:
+        def gather(self, queries: Sequence[str], k: int) -> Gathered:
+            scores, rows = np.full((len(queries), k), -np.inf), np.full((len(queries), k), -1)
+            for place, query in enumerate(queries):
+                found = dict(lists[query][:k])
+                own = engine.store.rows_of(list(found))
+                rows[place, : len(own)] = [own[each] for each in found if each in own]
+                scores[place, : len(own)] = [found[each] for each in found if each in own]
+            return Gathered(scores, rows)
+
+    hits = engine.search_many(["a", "b"], gather=Elsewhere(), rerank=False)
+    assert [[(hit.id, hit.score) for hit in each] for each in hits] == [
+        [(other, 2.0), (one, 1.0)],
+        [(one, 9.0)],
+    ]

@@ -158,6 +158,16 @@ def test_vectors_of_other_documents_are_found_out(
     assert not (tmp_path / "i" / "manifest.json").exists()
 
 
+def test_the_longest_document_is_compared_wherever_in_its_batch_it_stands(tmp_path: Path) -> None:
+    for place in range(1, 5):
+        documents = list(DOCUMENTS[:BATCH])
+        documents[place] = replace(documents[place], text="of a wing that is cut " * 9)
+        rows = vectors_of(documents)
+        rows[place] = HashingEncoder(64).encode_documents([documents[place].title]).vectors
+        with pytest.raises(CorpusError, match=f"document '{place}' brings a vector whose cosine"):
+            built(tmp_path / "i", bringing(rows, documents), overwrite=True)
+
+
 def test_zeros_are_a_vector_where_the_encoder_gives_them(tmp_path: Path) -> None:
     documents = [*DOCUMENTS[:2], Document("empty", "")]
     rows = vectors_of(documents)
@@ -253,6 +263,12 @@ def test_a_file_of_more_or_fewer_rows_than_documents_builds_nothing(
     assert not (tmp_path / "i" / "manifest.json").exists()
 
 
+def headed(shape: str) -> bytes:
+    """A file of an array that says it has this shape."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(16)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -261,6 +277,10 @@ def test_a_file_of_more_or_fewer_rows_than_documents_builds_nothing(
         (np.zeros(4), r"holds float64 of shape \(4,\); expected floats of shape"),
         (np.zeros((4, 2), dtype=np.int64), "holds int64"),
         (np.array(["a", None], dtype=object), "is no .npy file"),
+        (headed("(100000000000000000000000, 0)"), "is no .npy file of vectors: Python int too"),
+        (headed("(True, 4)"), "is no .npy file of vectors"),
+        (headed("-" * 3000 + "1"), "is no .npy file of vectors"),
+        (headed("{[]: 1}"), "is no .npy file of vectors"),
     ],
 )
 def test_a_file_without_rows_of_floats_is_refused(tmp_path: Path, content: Any, says: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -151,6 +152,18 @@ def test_another_index_in_the_place_of_an_open_one_is_not_called_a_newer_commit(
     with Engine.open(folder, HashingEncoder(DIM)) as engine:
         folder.rename(tmp_path / "old")
         (tmp_path / "other").rename(folder)
+        with pytest.raises(IndexFormatError, match=r"holds another index .*: open it anew"):
+            engine.verify()
+
+
+def test_an_older_copy_in_the_place_of_an_open_index_is_not_called_a_newer_commit(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "older")
+    with Engine.open(folder, HashingEncoder(DIM)) as engine:
+        engine.delete(["1"])
+        folder.rename(tmp_path / "newer")
+        (tmp_path / "older").rename(folder)
         with pytest.raises(IndexFormatError, match=r"holds another index .*: open it anew"):
             engine.verify()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import logging
 import operator
@@ -22,9 +23,11 @@ from test_index_build import (
 )
 
 from e2rank.config import IndexConfig
+from e2rank.durable import file_entry
 from e2rank.errors import IndexFormatError
 from e2rank.index import Manifest, Store, Writer
 from e2rank.index.files import LOCK, one_writer
+from e2rank.index.mapped import mapped
 
 NAMES = ("contract.json", "dense.faiss", "documents.sqlite", "vectors.npy")
 FILES = [f"segments/000001/{name}" for name in NAMES]
@@ -71,6 +74,50 @@ def test_a_manifest_that_is_no_json_object_is_named(index: Path, text: str) -> N
         Store.open(index)
 
 
+@pytest.mark.parametrize("where", ["pipe", "endless", "folder"])
+def test_a_manifest_that_is_no_regular_file_is_refused_unread(index: Path, where: str) -> None:
+    (index / "manifest.json").unlink()
+    if where == "pipe":
+        os.mkfifo(index / "manifest.json")
+    elif where == "endless":
+        (index / "manifest.json").symlink_to("/dev/zero")
+    else:
+        (index / "manifest.json").mkdir()
+    with pytest.raises(IndexFormatError, match=r"manifest\.json is damaged: it is no regular file"):
+        Store.open(index)
+
+
+def test_a_manifest_that_no_index_needs_is_not_read_to_its_end(index: Path) -> None:
+    os.truncate(index / "manifest.json", 1 << 40)
+    with pytest.raises(IndexFormatError, match="expected 67,108,864 at most"):
+        Store.open(index)
+
+
+def put(folder: Path, name: str, content: bytes) -> None:
+    """Give an index another file, and the manifest its hash."""
+    (folder / name).write_bytes(content)
+    entry = file_entry(folder / name)
+    reseal(folder, lambda m: m["files"].update({name: entry}))
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"x"', "{", "[" * 100_000])
+def test_a_contract_that_is_no_json_object_is_damage(index: Path, text: str) -> None:
+    put(index, FILES[0], text.encode())
+    with pytest.raises(IndexFormatError, match=r"contract\.json is damaged") as caught:
+        Store.open(index)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_archive_of_arrays_in_the_place_of_rows_is_damage(index: Path) -> None:
+    archive = io.BytesIO()
+    np.savez(archive, vectors=np.load(index / FILES[-1]))
+    put(index, FILES[-1], archive.getvalue())
+    with pytest.raises(IndexFormatError, match=r"vectors\.npy is damaged"):
+        Store.open(index)
+    with pytest.raises(IndexFormatError, match=r"vectors\.npy is damaged: it holds no array"):
+        mapped(index / FILES[-1], np.float32, 2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -82,6 +129,12 @@ def test_a_manifest_that_is_no_json_object_is_named(index: Path, text: str) -> N
         (lambda m: m.pop("format"), "format"),
         *((operator.methodcaller("pop", name), f"is damaged: .*'{name}'") for name in FIELDS),
         (lambda m: m["encoder"].pop("dim"), "is damaged: .*'dim'"),
+        (lambda m: m["encoder"].update(dim=0), "is damaged: dim is 0"),
+        (lambda m: m["encoder"].update(dim=10**23), r"vectors\.npy is damaged: it holds \(10, 16"),
+        (
+            lambda m: m["segments"].append(m["segments"][0]),
+            "is damaged: two segments have one name",
+        ),
         (lambda m: m["config"].pop("factory"), "is damaged: 'factory'"),
         (lambda m: m["config"].update(rescore=0), "is damaged: rescore is 0"),
         (lambda m: m["segments"].clear(), "is damaged"),
@@ -89,6 +142,7 @@ def test_a_manifest_that_is_no_json_object_is_named(index: Path, text: str) -> N
         (lambda m: m["segments"][0].update(count="10"), "is damaged: count is '10'"),
         (lambda m: m["segments"][0].update(count=9), r"vectors\.npy is damaged: it holds \(10, 16"),
         (lambda m: m["segments"][0].update(factory=None), "is damaged: factory is None"),
+        (lambda m: m["segments"][0].update(factory=""), "is damaged: a segment has no factory"),
         (
             lambda m: m["segments"][0].update(name="../x"),
             r"is damaged: a segment is named '\.\./x'",

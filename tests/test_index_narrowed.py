@@ -77,6 +77,21 @@ def test_what_is_left_out_anywhere_costs_no_recall_and_no_exact_search(
     assert recall(rows, queries, vectors, np.flatnonzero(allowed)) >= plain - 0.01
 
 
+def test_a_beam_shorter_than_the_list_that_is_asked_for_is_made_as_long(
+    vectors: np.ndarray, tmp_path: Path
+) -> None:
+    config, k, some = IndexConfig(factory="HNSW8,Flat", ef_search=16), 50, vectors[:3000]
+    dense.build(tmp_path / "dense.faiss", some, config)
+    index = dense.read(tmp_path / "dense.faiss", config)
+    allowed = np.random.default_rng(3).random(len(some)) < 0.95
+    for search in (narrowed.search_about, narrowed.search):
+        rows = search(index, some[:20], k, allowed, config)
+        assert rows is not None
+        assert rows.shape == (20, k)
+        assert ((rows >= 0) & allowed[rows]).all()
+        assert all(len(set(own)) == k for own in rows.tolist())
+
+
 def test_a_filter_that_hardly_a_row_passes_is_left_to_an_exact_search(index: Any) -> None:
     faiss, config = index
     allowed = np.zeros(N, dtype=bool)

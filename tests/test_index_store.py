@@ -16,6 +16,9 @@ from e2rank.corpus import read_corpus
 from e2rank.documents import Document
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.index import EncoderInfo, Store, build_index
+from e2rank.index import segment as segment_module
+from e2rank.index import store as store_module
+from e2rank.where import parse_where
 
 FACTORIES = ["Flat", "HNSW32,Flat", "IVF8,Flat", "OPQ4,IVF8,PQ4x4"]
 ENCODER = HashingEncoder(32)
@@ -260,6 +263,50 @@ def test_an_open_store_reads_on_while_its_index_is_replaced(index: Path) -> None
         assert list(store) == DOCUMENTS
         assert store.vectors(range(10)).tolist() == before
         assert store.search(np.eye(16)[:1], 3)[1].shape == (1, 3)
+
+
+def test_a_filter_of_many_unknown_fields_is_warned_of_in_one_line_of_a_bounded_length(
+    index: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["n" * 10_000, *(f"f{number:03}" for number in range(999))]
+    condition = parse_where({"or": [{name: 1} for name in names]})
+    with Store.open(index) as store:
+        for _ in range(2):
+            store.where(condition)
+        (said,) = caplog.messages
+        start, *named = said.split(" or ")
+        assert start.endswith("no document's metadata have a field 'f000'")
+        assert named == [*(f"'f{number:03}'" for number in range(1, 10)), "990 others"]
+        caplog.clear()
+        store.where(parse_where({"n" * 10_000 + "x": 1}))
+        (said,) = caplog.messages
+        assert len(said) < len(str(index)) + 100
+
+
+def test_fields_that_were_warned_of_are_remembered_up_to_a_number(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_WARNED", 10)
+    with Store.open(index) as store:
+        for number in range(50):
+            store.where(parse_where({f"f{number}": 1}))
+            assert len(store._warned) <= 11
+
+
+def test_filters_are_remembered_until_they_list_too_much(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segment_module, "_LARGE", 100)
+    with Store.open(index) as store:
+        (segment,) = store.segments
+        for number in range(40):
+            store.where(parse_where({"n": {"in": list(range(number, number + 20))}}))
+        assert len(segment._masks) == 100 // 21
+        store.where(parse_where({"n": {"in": list(range(100))}}))
+        assert len(segment._masks) == 0
+        for number in range(50):
+            store.where(parse_where({"n": number}))
+        assert len(segment._masks) == 32
 
 
 def test_closing_twice_is_no_error(index: Path) -> None:

@@ -211,6 +211,17 @@ def test_a_segment_that_waits_alone_is_coded_when_all_are_merged(tmp_path: Path)
     assert Manifest.load(folder).segments == before.segments
 
 
+def test_one_segment_whose_token_vectors_wait_is_coded_by_compacting_it(tmp_path: Path) -> None:
+    folder = build(tmp_path / "index", range(1), PQ)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(making, "SMALL", 1000)
+        changed(folder, add=[MANY])
+    assert names(folder) == [PLAIN]
+    changed(folder, compact=True)
+    assert names(folder) == [CODED]
+    holds(folder, list(MANY), NEAR["pq"])
+
+
 # Of each of five batches, four files and their record; then three headers and five files.
 BATCHES, MOMENTS = 5 * 5, 5 * 5 + 3 + 5
 

@@ -364,7 +364,7 @@ def test_an_index_with_token_vectors_names_its_head(index: Path) -> None:
             lambda m: m["encoder"].pop("token_dim"),
             r"is damaged: it names .*/token_ends\.npy",
         ),
-        (lambda m: m["encoder"].update(token_dim=-4), r"tokens\.npy is damaged: .*, -4\)"),
+        (lambda m: m["encoder"].update(token_dim=-4), "is damaged: token_dim is -4"),
         (
             lambda m: m["files"].pop("segments/000001/tokens.npy"),
             r"is damaged: it names no segments/000001/tokens\.npy",

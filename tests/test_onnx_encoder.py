@@ -906,7 +906,8 @@ def test_a_bundle_of_an_adapters_folder_takes_its_name_and_not_its_place(
     (tmp_path / "own-adapter").mkdir()
     given = copy.copy(encoder("soft"))
     given.name = str(tmp_path / "own-adapter")
-    export.export_onnx(given, tmp_path / "bundle", texts=TEXTS[:4])
+    with mock.patch.object(export, "graph_of", graph_of), one_parts("soft"):
+        export.export_onnx(given, tmp_path / "bundle", texts=TEXTS[:4])
     assert OnnxEncoder(tmp_path / "bundle").bundle.name == "own-adapter"
     for each in (tmp_path / "bundle").iterdir():
         assert str(tmp_path).encode() not in each.read_bytes()
@@ -989,7 +990,8 @@ def test_an_export_needs_no_package_that_is_called_onnxruntime(
         return version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", of_another)
-    export.export_onnx(encoder("soft"), tmp_path / "bundle", texts=TEXTS[:4])
+    with mock.patch.object(export, "graph_of", graph_of), one_parts("soft"):
+        export.export_onnx(encoder("soft"), tmp_path / "bundle", texts=TEXTS[:4])
     said = json.loads((tmp_path / "bundle" / "bundle.json").read_text(encoding="utf-8"))
     assert said["versions"]["onnxruntime"] == onnxruntime.__version__
 

@@ -137,6 +137,16 @@ def test_groups_reorder_the_whole_list_by_the_scores_of_all_prompts(texts: list[
     assert rank(found.scores).tolist() == order
 
 
+def test_the_vector_of_groups_is_that_of_the_last_prompt_of_the_last_round(
+    texts: list[str],
+) -> None:
+    encoder = Counting()
+    plan = Groups(10, rounds=2)
+    found = ListwiseReranker(encoder, plan).score([QUERY], [pool_of(encoder, texts)])[0]
+    last = encoder.encode_prompts([QUERY], [encoder.prompts[-1]]).vectors[0]
+    np.testing.assert_array_equal(found.vector, last)
+
+
 def test_rocchio_is_the_weighted_mean_on_the_unit_sphere() -> None:
     query, documents = np.array([1.0, 0.0]), np.array([[0.0, 1.0], [0.6, 0.8]])
     mean = [(0.0 + 0.6) / 2, (1.0 + 0.8) / 2]

@@ -116,6 +116,20 @@ def test_a_batch_is_no_larger_than_the_work_allows() -> None:
     assert play(scene).calls == [[0], [1, 3], [2], [4]]
 
 
+def test_items_that_each_find_room_are_not_taken_when_they_have_none_together() -> None:
+    async def scene(lane: Lane, record: Record, gone: "asyncio.Future[Any]") -> None:
+        first = asyncio.create_task(lane.ask(Doubling(record), 0, gone))
+        await begun(record)
+        more = []
+        for n in (1, 2, 3):
+            more.append(asyncio.create_task(lane.ask(Doubling(record), n, gone, 2)))
+            await waits(lane, n)
+        record.may.set()
+        await asyncio.gather(first, *more)
+
+    assert play(scene).calls == [[0], [1, 2], [3]]
+
+
 @pytest.mark.parametrize("bad", ["poison", "exit", "stop"])
 def test_an_item_at_fault_fails_alone_and_the_worker_goes_on(bad: str) -> None:
     async def scene(lane: Lane, record: Record, gone: "asyncio.Future[Any]") -> None:

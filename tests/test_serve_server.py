@@ -521,3 +521,20 @@ def test_the_command_takes_the_key_from_the_environment(tmp_path: Path) -> None:
         # 0 where what started the tests ignores Ctrl-C, as a shell does for its background.
         assert process.wait(20) in (0, 130)
         assert "Traceback" not in process.stderr.read()
+
+
+def test_a_commit_that_cannot_be_served_is_said_again_after_one_that_could(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    def failing() -> bool:
+        raise IndexFormatError("documents.sqlite is damaged")
+
+    with Engine.build([Document("a", "a wing")], tmp_path / "i", HashingEncoder()) as engine:
+        service = Service(engine)
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr(engine, "refresh", failing)
+                service.refresh()
+            service.refresh()
+        service.close()
+    assert [each.levelname for each in caplog.records] == ["ERROR"] * 2

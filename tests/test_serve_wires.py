@@ -15,6 +15,7 @@ from e2rank import Document, Engine
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.serve import Service, make_app
 from e2rank.serve.fields import MOST_BYTES, MOST_TEXTS
+from e2rank.serve.work import EmbedWork
 
 QUERY = "heat transfer in the boundary layer"
 TEXTS = ["wings stall", "the boundary layer of a flat plate", "heat", "flutter of panels"]
@@ -106,6 +107,17 @@ def test_embeddings_are_the_encoders_in_both_formats(
     for one, row in zip(packed["data"], expected.vectors, strict=True):
         read = np.frombuffer(base64.b64decode(one["embedding"]), dtype="<f4")
         np.testing.assert_array_equal(read, row)
+
+
+def test_of_requests_read_together_each_names_its_own_texts_that_were_cut() -> None:
+    class Short(HashingEncoder):
+        def encode_documents(self, texts: Any, want: Any = None) -> Any:
+            cut = tuple(place for place, text in enumerate(texts) if "long" in text)
+            return dataclasses.replace(super().encode_documents(texts), truncated=cut)
+
+    work = EmbedWork(Engine(Short()), "document")
+    one, other = work([["a wing", "too long"], ["heat", "a panel", "as long"]])
+    assert (one.truncated, other.truncated) == ((1,), (2,))
 
 
 def test_one_text_is_embedded_as_a_list_of_one(client: TestClient) -> None:

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from index_support import EveryEncoder
+from index_support import EveryEncoder, TokenEncoder
 
 from e2rank import Engine, IndexConfig
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.errors import IndexFormatError, MissingExtra
-from e2rank.index import Manifest, Store, Writer, dense, files, making
+from e2rank.index import Manifest, Store, Writer, dense, files, making, segment
 from e2rank.index.verify import check, damage, repair
+from e2rank.where import parse_where
 
 FAISS = "segments/000001/dense.faiss"
+SEGMENT = "segments/000001"
+KINDS = ["HNSW8", "HNSW8,SQ8", "IVF2,Flat", "PCA8,IVF2,SQ8", "IVF2,FlatDedup", "IVF2,SQ8,RFlat"]
+REPAIR, RESTORE = "; run e2rank repair", "; restore it from a copy, or build the index again"
 TEXTS = [f"word{number} word{number % 7} wing" for number in range(50)]
 
 
@@ -148,12 +152,144 @@ def test_parts_that_do_not_fit_are_told_though_every_hash_is_right(
         check(store)
 
 
-SEGMENT = "segments/000001"
+RENAMED = "ALTER TABLE documents RENAME TO other; CREATE VIEW documents AS SELECT * FROM other"
+GENERATED = "id TEXT NOT NULL UNIQUE, title TEXT, text TEXT AS (hex(zeroblob(9))), metadata TEXT"
+
+
+@pytest.mark.parametrize(
+    ("statements", "said"),
+    [
+        (RENAMED, "its index 'sqlite_autoindex_other_1' is not one that e2rank writes"),
+        (f"{RENAMED}; DROP TABLE other", "its view 'documents' is not one that e2rank writes"),
+        ("ALTER TABLE fields RENAME TO other", "its table 'other' is not one that"),
+        ("DROP TABLE documents", "it has no table of documents"),
+        (
+            f"DROP TABLE documents; CREATE TABLE documents (row INTEGER PRIMARY KEY, {GENERATED})",
+            "its table 'documents' is not one that e2rank writes",
+        ),
+        ("CREATE INDEX more ON documents (title)", "its index 'more' is not one that"),
+        (
+            "CREATE TRIGGER more BEFORE INSERT ON documents BEGIN SELECT 1; END",
+            "its trigger 'more' is not one that",
+        ),
+        (f"BEGIN;{''.join(f'CREATE TABLE t{n} (a);' for n in range(99))}COMMIT", "its table 't"),
+    ],
+)
+def test_a_table_of_documents_with_another_schema_is_refused_at_open(
+    folder: Path, statements: str, said: str
+) -> None:
+    with sqlite3.connect(folder / SEGMENT / "documents.sqlite") as connection:
+        connection.executescript(statements)
+    connection.close()
+    resealed(folder, f"{SEGMENT}/documents.sqlite")
+    with pytest.raises(IndexFormatError, match=rf"documents\.sqlite is damaged: {said}"):
+        Store.open(folder)
+
+
+def test_metadata_that_are_no_mapping_are_damage_to_a_filter_without_its_table(
+    folder: Path,
+) -> None:
+    for statement in ("DROP TABLE fields", "UPDATE documents SET metadata = '[1]'"):
+        run_sql(statement)(folder / SEGMENT)
+    resealed(folder, f"{SEGMENT}/documents.sqlite")
+    with Store.open(folder) as store, pytest.raises(IndexFormatError, match="is no mapping"):
+        store.where(parse_where({"n": 1}))
+
+
+def spoilt(folder: Path, name: str, number: int) -> None:
+    """Make the inverted lists of a FAISS index name one row again and again."""
+    faiss = pytest.importorskip("faiss")
+    index = faiss.read_index(str(folder / name))
+    inner = faiss.try_extract_index_ivf(index)
+    for place in range(inner.nlist):
+        size = inner.invlists.list_size(place)
+        faiss.rev_swig_ptr(inner.invlists.get_ids(place), size)[:] = number
+    faiss.write_index(index, str(folder / name))
+    resealed(folder, name)
+
+
+@pytest.mark.parametrize("factory", ["IVF8,Flat", "PCA16,IVF8,SQ8"])
+@pytest.mark.parametrize(
+    ("number", "searched", "checked"),
+    [
+        (10**9, "it names a row beyond 49", "inverted list 0 names a row that is not there"),
+        (3, "it names a row twice", "no inverted list names row 0"),
+    ],
+)
+def test_lists_that_name_other_rows_are_damage_to_a_search_and_to_verify_and_are_made_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    factory: str,
+    number: int,
+    searched: str,
+    checked: str,
+) -> None:
+    monkeypatch.setattr(segment, "FEW", 0)
+    folder, records = tmp_path / "i", [{"id": str(n), "text": text} for n, text in enumerate(TEXTS)]
+    config = IndexConfig(factory=factory)
+    Engine.build(records, folder, HashingEncoder(32), config).close()
+    before = found(folder)
+    spoilt(folder, FAISS, number)
+    assert damage(folder) == {}
+    with Store.open(folder) as store:
+        for view in (store, store.where(parse_where({}))):
+            with pytest.raises(IndexFormatError, match=rf"dense\.faiss is damaged: {searched}"):
+                view.search(np.ones((2, 32)), 5)
+        with pytest.raises(IndexFormatError, match=rf"dense\.faiss is damaged: {checked}{REPAIR}"):
+            check(store)
+    assert repair(folder).rebuilt == [FAISS]
+    assert found(folder) == before
+    assert repair(folder).rebuilt == []
+
+
+@pytest.mark.parametrize("factory", ["HNSW8", "IVF2,Flat"])
+def test_an_index_that_keeps_other_vectors_than_the_rows_is_found_out(
+    tmp_path: Path, factory: str
+) -> None:
+    for name, texts in (("i", TEXTS), ("other", TEXTS[::-1])):
+        records = [{"id": str(n), "text": text} for n, text in enumerate(texts)]
+        config = IndexConfig(factory=factory)
+        Engine.build(records, tmp_path / name, HashingEncoder(32), config).close()
+    shutil.copy(tmp_path / "other" / FAISS, tmp_path / "i" / FAISS)
+    resealed(tmp_path / "i", FAISS)
+    with (
+        Store.open(tmp_path / "i") as store,
+        pytest.raises(IndexFormatError, match=rf"faiss is damaged: rows from 0 on .*{REPAIR}"),
+    ):
+        check(store)
+    assert repair(tmp_path / "i").rebuilt == [FAISS]
+
+
+@pytest.mark.parametrize("factory", KINDS)
+def test_a_whole_index_of_any_kind_passes_the_check(tmp_path: Path, factory: str) -> None:
+    records = [{"id": str(n), "text": text} for n, text in enumerate(TEXTS)]
+    config = IndexConfig(factory=factory, raw="float16")
+    Engine.build(records, tmp_path / "i", HashingEncoder(32), config).close()
+    with Store.open(tmp_path / "i") as store:
+        check(store)
+    assert repair(tmp_path / "i").rebuilt == []
+
+
+def test_tokens_that_are_not_there_are_damage_of_what_proposes_them(tmp_path: Path) -> None:
+    folder, records = tmp_path / "i", [{"id": str(n), "text": text} for n, text in enumerate(TEXTS)]
+    config = IndexConfig(token_factory="IVF16,Flat", token_nearest=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(making, "SMALL", 5)
+        Engine.build(records, folder, TokenEncoder(32), config).close()
+    spoilt(folder, f"{SEGMENT}/tokens.faiss", 10**9)
+    with Store.open(folder) as store:
+        query = [np.ones((2, store.token_dim), dtype=np.float32)]
+        with pytest.raises(IndexFormatError, match=r"tokens\.faiss is damaged: it names a row"):
+            store.search_tokens(query, 2)
+        with pytest.raises(IndexFormatError, match=rf"tokens\.faiss is damaged: .*{REPAIR}"):
+            check(store)
+    assert repair(folder).rebuilt == [f"{SEGMENT}/tokens.faiss"]
+
+
 DERIVED = {
     *("dense.faiss", "tokens.faiss", "sparse.seismic"),
     *("postings_rows.npy", "postings_weights.npy", "postings_ends.npy"),
 }
-REPAIR, RESTORE = "; run e2rank repair", "; restore it from a copy, or build the index again"
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from e2rank.where import (
     Value,
     holds,
     parse_where,
+    size_of,
     where_from_text,
 )
 from e2rank.where.conditions import value_of
@@ -317,6 +318,42 @@ def test_the_limits_themselves_are_allowed() -> None:
     assert where_from_text("not " * 32 + "a = 1") == nested(32)
     assert where_from_text(" and ".join(["(a = 1)"] * 99)) == {"and": [{"a": 1}] * 99}
     assert holds(parse_where({"a": {"in": MANY[:10_000]}}), {"a": 9_999})
+    assert holds(parse_where({"or": [{"a": number} for number in range(1000)]}), {"a": 999})
+
+
+SHORT = "is a test too many; at most 1,000 are taken; to match any of several"
+
+
+@pytest.mark.parametrize(
+    ("where", "place"),
+    [
+        ({"or": [{f"f{n}": n} for n in range(1001)]}, "where['or'][1000]['f1000']['=']"),
+        ({"and": [{"a": {">": 1, "<": 9}}] * 501}, "where['and'][500]['a']['>']"),
+        ({"a": 1, "not": {"or": [{}] * 1000}}, "where['not']['or'][999]"),
+        ({"or": [{"and": []}] * 10**6}, "where['or'][1000]['and']"),
+        ({str(n): {"exists": True} for n in range(1001)}, "where['1000']['exists']"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_filter_of_more_tests_than_are_taken_is_refused_at_the_first_of_them(
+    where: dict[str, Any], place: str
+) -> None:
+    with pytest.raises(ValueError, match="test too many") as error:
+        parse_where(where)
+    assert str(error.value).startswith(f"{place} {SHORT} values of a field write {{'in': [...]}}")
+
+
+@pytest.mark.parametrize("test", ["a = 1", "not a in [1, 2]", "exists a", "(a < 1)"])
+def test_a_line_of_more_tests_than_are_taken_is_refused_at_the_first_of_them(test: str) -> None:
+    where_from_text(" or ".join([test] * 1000))
+    with pytest.raises(ValueError, match=r"a test too many; at most 1,000 .* field in \[") as error:
+        where_from_text(" or ".join([test] * 2000))
+    assert str(error.value).startswith(f"filter, character {1000 * (len(test) + 4) + 1}: ")
+
+
+def test_the_size_of_a_filter_is_its_tests_and_what_they_list() -> None:
+    where = {"or": [{"a": {">": 1, "in": [1, 2, 3]}}, {"not": {"b": {"exists": True}}}, {}]}
+    assert size_of(parse_where(where)) == 1 + 4 + 1
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ CHUNK = 65_536
 _ONE_BIT = re.compile(r"\bB(Flat|IVF|HNSW|Hash)|LSH")
 """Kinds that compare bits by Hamming's distance, which FAISS does not make for cosines."""
 
+_NEAR = 1e-3
+"""How far a number of a row that FAISS keeps as it is may be from the stored one."""
+
 _READING = Lock()
 
 
@@ -119,6 +122,46 @@ def opened(path: Path, config: IndexConfig, shape: tuple[int, int]) -> Any:
     if (index.ntotal, index.d) != shape:
         raise damaged(path, f"it holds {(index.ntotal, index.d)}, expected {shape}")
     return index
+
+
+def check_rows(path: Path, index: Any, vectors: Any) -> None:
+    """Compare an index with the rows that it must be of, as far as its kind tells.
+
+    Inverted lists must name every row once. Where vectors are kept as they are, in such lists or
+    beside an HNSW graph, they must be the rows; codes are not compared.
+
+    Args:
+        path: of its file.
+        index: what `opened` gave.
+        vectors: (n, d), float32 or float16, read by slices.
+    Raises:
+        IndexFormatError: if it is of something else.
+    """
+    faiss = load_faiss()
+    if isinstance(index, faiss.IndexIVFFlatDedup):
+        return  # a list names one of equal rows, and not the others
+    if (lists := faiss.try_extract_index_ivf(index)) is not None:
+        _check_lists(path, faiss, lists, len(vectors))
+    if isinstance(index, faiss.IndexHNSWFlat | faiss.IndexIVFFlat):
+        for start in range(0, len(vectors), CHUNK):
+            rows = np.asarray(vectors[start : start + CHUNK], dtype=np.float32)
+            if not np.allclose(index.reconstruct_n(start, len(rows)), rows, rtol=0, atol=_NEAR):
+                raise damaged(path, f"rows from {start} on are not those of the vectors")
+
+
+def _check_lists(path: Path, faiss: Any, index: Any, count: int) -> None:
+    seen, lists = np.zeros(count, dtype=bool), index.invlists
+    for number in range(index.nlist):
+        if size := lists.list_size(number):
+            held = lists.get_ids(number)
+            rows = faiss.rev_swig_ptr(held, size).copy()
+            lists.release_ids(number, held)
+            if ((rows < 0) | (rows >= count)).any():
+                raise damaged(path, f"inverted list {number} names a row that is not there")
+            seen[rows] = True
+    # There are as many entries as rows, as was compared when it was opened.
+    if not seen.all():
+        raise damaged(path, f"no inverted list names row {int(np.argmin(seen))}")
 
 
 def check(dim: int, config: IndexConfig) -> None:

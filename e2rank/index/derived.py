@@ -73,7 +73,9 @@ def _dense(config: IndexConfig, source: Path, folder: Path) -> None:
 
 
 def _read_dense(config: IndexConfig, shape: tuple[int, int], folder: Path) -> None:
-    dense.opened(folder / DENSE, config, shape)
+    index = dense.opened(folder / DENSE, config, shape)
+    vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
+    dense.check_rows(folder / DENSE, index, vectors)
 
 
 def _tokens(
@@ -84,8 +86,8 @@ def _tokens(
 
 
 def _read_tokens(config: IndexConfig, shape: tuple[int, int], kind: Kind, folder: Path) -> None:
-    shape = Tokens(folder, *shape, kind).shape
-    dense.opened(folder / token_search.NAME, config.of_tokens, shape)
+    tokens, path = Tokens(folder, *shape, kind), folder / token_search.NAME
+    dense.check_rows(path, dense.opened(path, config.of_tokens, tokens.shape), tokens)
 
 
 def _read_postings(dim: int, folder: Path) -> None:

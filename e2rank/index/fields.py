@@ -28,7 +28,7 @@ from e2rank.where import (
 
 # One entry a value, not one a row: a range is then few entries to read, and their rows go into a
 # mask without a Python object each. Rows are little-endian unsigned 32-bit numbers.
-_SCHEMA = (
+FIELDS_SCHEMA = (
     "CREATE TABLE fields (name TEXT NOT NULL, value NOT NULL, rows BLOB NOT NULL, "
     "PRIMARY KEY (name, value)) WITHOUT ROWID"
 )
@@ -63,7 +63,7 @@ def write_fields(
     Raises:
         ValueError: for metadata that JSON cannot hold.
     """
-    connection.execute(_SCHEMA)
+    connection.execute(FIELDS_SCHEMA)
     # Sorted by SQLite, which spills to disk; a sorted table is also written front to back.
     connection.execute("CREATE TEMP TABLE unsorted (name TEXT, value, row INTEGER)")
     connection.executemany("INSERT INTO unsorted VALUES (?, ?, ?)", _entries(rows))
@@ -160,7 +160,19 @@ def described(connection: sqlite3.Connection) -> Iterator[tuple[int, Mapping[str
     """Row and metadata of every document that has any."""
     sql = "SELECT row, metadata FROM documents WHERE metadata <> '{}' ORDER BY row"
     for row, text in connection.execute(sql):
-        yield row, json.loads(text)
+        yield row, metadata_of(text)
+
+
+def metadata_of(text: str) -> dict[str, Any]:
+    """The metadata of a document as its row holds them.
+
+    Raises:
+        TypeError, ValueError, RecursionError: if it holds something else.
+    """
+    metadata = json.loads(text)
+    if not isinstance(metadata, dict):
+        raise TypeError("a document's metadata is no mapping")
+    return metadata
 
 
 def leaf_mask(
@@ -191,7 +203,7 @@ def has_fields(connection: sqlite3.Connection) -> bool:
 def _read(connection: sqlite3.Connection, condition: Condition, count: int) -> np.ndarray:
     mask = np.zeros(count, dtype=bool)
     for row, metadata in connection.execute("SELECT row, metadata FROM documents"):
-        mask[row] = holds(condition, json.loads(metadata))
+        mask[row] = holds(condition, metadata_of(metadata))
     return mask
 
 

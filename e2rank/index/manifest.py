@@ -180,14 +180,14 @@ def _check(manifest: Manifest) -> None:
         _is(str, getattr(encoder, name), name)
     for name in ("dim", "token_dim", "sparse_dim"):
         _is(int, getattr(encoder, name), name)
+        least = 1 if name == "dim" else 0
+        if getattr(encoder, name) < least:
+            raise ValueError(f"{name} is {getattr(encoder, name)}")
     for name in ("commit", "next_segment"):
         _is(int, getattr(manifest, name), name)
     IndexConfig(**manifest.config)
     _is(str, manifest.config["factory"], "factory")
-    if not manifest.segments:
-        raise KeyError("segments")
-    for segment in manifest.segments:
-        _check_segment(segment, manifest.next_segment)
+    _check_segments(manifest.segments, manifest.next_segment)
     for name, entry in manifest.files.items():
         _check_file(name, entry)
     if manifest.adapter:
@@ -209,6 +209,15 @@ def _check_file(name: str, entry: dict[str, Any]) -> None:
         raise ValueError(f"it names the file {name!r}")
 
 
+def _check_segments(segments: list[SegmentInfo], bound: int) -> None:
+    if not segments:
+        raise KeyError("segments")
+    for segment in segments:
+        _check_segment(segment, bound)
+    if len({segment.name for segment in segments}) < len(segments):
+        raise ValueError("two segments have one name")
+
+
 def _check_segment(segment: SegmentInfo, bound: int) -> None:
     for name in ("count", "truncated", "deleted"):
         _is(int, getattr(segment, name), name)
@@ -216,6 +225,8 @@ def _check_segment(segment: SegmentInfo, bound: int) -> None:
             raise ValueError(f"{name} is {getattr(segment, name)}")
     for name in ("name", "factory", "deletions"):
         _is(str, getattr(segment, name), name)
+    if not segment.factory:
+        raise ValueError("a segment has no factory")
     if not re.fullmatch(r"\d{6,}", segment.name) or int(segment.name) >= bound:
         raise ValueError(f"a segment is named {segment.name!r}")
     if bool(segment.deleted) != bool(segment.deletions) or segment.deleted > segment.count:

@@ -1,6 +1,7 @@
 """The manifest's file: its format, its seal, and what older formats left out."""
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ SEALED = 3
 """The first format whose manifest has a seal."""
 
 KIND = "e2rank-index"
+
+MAX_BYTES = 64 << 20
+"""What a manifest may have at most: that of 100,000 files is a fifth of it."""
 
 _OLD = {"encoder", "config", "segments", "tombstones", "files"}
 
@@ -101,6 +105,12 @@ def _parsed(path: Path) -> tuple[dict[str, Any], bytes]:
     if not folder.is_dir():
         raise IndexFormatError(f"{folder} is not a folder; expected an e2rank index")
     try:
+        about = path.stat()
+        # Asked before it is opened: a pipe would wait for who writes to it.
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("it is no regular file")
+        if about.st_size > MAX_BYTES:
+            raise ValueError(f"it has {about.st_size:,} bytes, expected {MAX_BYTES:,} at most")
         raw = path.read_bytes()
         fields = json.loads(raw)
     except FileNotFoundError:

@@ -14,7 +14,8 @@ def mapped(path: Path, kind: type[np.generic], dimensions: int) -> np.ndarray:
         IndexFormatError: if it is no such array.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Not np.load, which opens archives of arrays too.
+        array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # numpy raises what it likes
         reason = [*str(error).splitlines(), type(error).__name__][0]
         raise damaged(path, f"it holds no array ({reason})") from error

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import reprlib
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
@@ -25,7 +26,7 @@ from e2rank.index.table import Table
 from e2rank.index.token_search import NAME as TOKENS
 from e2rank.index.token_search import Proposer
 from e2rank.index.tokens import CODEBOOK, Tokens, kind_of, names_of
-from e2rank.where import Condition
+from e2rank.where import Condition, size_of
 
 _log = logging.getLogger("e2rank")
 
@@ -34,6 +35,12 @@ FEW = 20_000
 
 _REMEMBERED = 32
 """Filters whose rows are kept."""
+
+_LARGE = 100_000
+"""Tests and listed values that those filters may have together."""
+
+_NAMED = 10
+"""Unknown fields of a filter that a warning names."""
 
 _ROWS = ".npy"
 """How the names of files of rows end."""
@@ -61,7 +68,7 @@ class Segment:
         _check_names(folder, info, self.files.keys(), manifest)
         self._config = IndexConfig(**{**manifest.config, "factory": info.factory})
         check_file(where / CONTRACT, self.files[f"{info.folder}/{CONTRACT}"])
-        self.contract: dict[str, Any] = json.loads((where / CONTRACT).read_bytes())
+        self.contract = _contract(where / CONTRACT)
         self.vectors = _vectors(where / "vectors.npy", (self.count, dim), config.raw)
         self._faiss = None
         if info.factory != "Flat":
@@ -73,7 +80,8 @@ class Segment:
         self._proposer = self._token_index()
         self.sparse = self._sparse(manifest.encoder.sparse_dim)
         self.table = Table(where / TABLE, self.count)
-        self._masks: OrderedDict[Condition, np.ndarray] = OrderedDict()
+        # The rows of the last filters, packed, and the sizes of these.
+        self._masks: OrderedDict[Condition, tuple[np.ndarray, int]] = OrderedDict()
         self._lock = Lock()
 
     def close(self) -> None:
@@ -121,6 +129,17 @@ class Segment:
         config = self._config.of_tokens
         return Proposer(dense.opened(path, config, self.tokens.shape), config, config.token_nearest)
 
+    def check_approximate(self) -> None:
+        """Compare what FAISS holds with what it is of, as far as its kinds tell.
+
+        Raises:
+            IndexFormatError: naming the file that holds something else.
+        """
+        if self._faiss is not None:
+            dense.check_rows(self._path / DENSE, self._faiss, self.vectors)
+        if self._proposer is not None and self.tokens is not None:
+            dense.check_rows(self._path / TOKENS, self._proposer.index, self.tokens)
+
     def search_tokens(
         self, queries: Sequence[np.ndarray], k: int, allowed: np.ndarray | None
     ) -> Found:
@@ -147,15 +166,20 @@ class Segment:
     def matching(self, condition: Condition) -> np.ndarray:
         """The (count,) bool mask of the rows whose metadata meet a condition."""
         with self._lock:
-            if (packed := self._masks.get(condition)) is not None:
+            if (held := self._masks.get(condition)) is not None:
                 self._masks.move_to_end(condition)
-                return np.unpackbits(packed, count=self.count).astype(bool)
+                return np.unpackbits(held[0], count=self.count).astype(bool)
         mask = self.table.matching(condition)
         with self._lock:
-            self._masks[condition] = np.packbits(mask)
-            if len(self._masks) > _REMEMBERED:
+            self._masks[condition] = np.packbits(mask), size_of(condition)
+            while len(self._masks) > _REMEMBERED or self._remembered > _LARGE:
                 self._masks.popitem(last=False)
         return mask
+
+    @property
+    def _remembered(self) -> int:
+        """Tests and listed values of the filters whose rows are kept."""
+        return sum(size for _, size in self._masks.values())
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Found:
         """The best rows of each query by cosine; rows of equal cosine come in row order.
@@ -171,7 +195,8 @@ class Segment:
             Scores (q, m) float32, best first, and rows (q, m) int64; m is k, or as many as are
             allowed.
         Raises:
-            IndexFormatError: if a row that is found holds a NaN or an infinity.
+            IndexFormatError: if a row that is found holds a NaN or an infinity, or FAISS finds rows
+                that are not there, or one twice.
         """
         scores, rows = self._found(queries, k, allowed)
         if not np.isfinite(scores).all():
@@ -193,14 +218,29 @@ class Segment:
     def _approximately(
         self, index: Any, queries: np.ndarray, k: int, allowed: np.ndarray | None
     ) -> Found:
-        """What FAISS finds, by exact cosines; row -1 and score -inf where it finds too few."""
+        """What FAISS finds, by exact cosines; row -1 and score -inf where it finds too few.
+
+        Raises:
+            IndexFormatError: if it finds rows that are not there, or one twice.
+        """
         fetched = min(k * self._config.rescore, self.count)
-        rows = narrowed.search_about(index, queries, fetched, allowed, self._config)
-        if rows is None:
-            return nearest(self.vectors, queries, k, allowed)
-        found = self.vectors[np.maximum(rows, 0)].astype(np.float32, copy=False)
+        try:
+            rows = narrowed.search_about(index, queries, fetched, allowed, self._config)
+            if rows is None:
+                return nearest(self.vectors, queries, k, allowed)
+            found = self.vectors[np.maximum(rows, 0)].astype(np.float32, copy=False)
+        except IndexError as error:
+            raise damaged(self._path / DENSE, f"it names a row beyond {self.count - 1}") from error
+        if _repeats(rows):
+            raise damaged(self._path / DENSE, "it names a row twice")
         scores = np.where(rows < 0, -np.inf, np.einsum("qkd,qd->qk", found, queries))
         return ordered(scores.astype(np.float32), rows, k)
+
+
+def _repeats(rows: np.ndarray) -> bool:
+    """Whether a line of rows has one twice, -1 aside."""
+    inorder = np.sort(rows, axis=1)
+    return bool(((inorder[:, 1:] == inorder[:, :-1]) & (inorder[:, 1:] >= 0)).any())
 
 
 def unknown(segments: Iterable[Segment], names: Iterable[str]) -> list[str]:
@@ -213,8 +253,11 @@ def unknown(segments: Iterable[Segment], names: Iterable[str]) -> list[str]:
 
 def warn_of_unknown(folder: Path, segments: Iterable[Segment], names: Iterable[str]) -> None:
     """Say which of the fields that a filter asks for no document has: they may be misspelt."""
-    for name in unknown(segments, names):
-        _log.warning("%s: no document's metadata have a field %r", folder, name)
+    if missing := unknown(segments, names):
+        # A name may be of any length, and so may the list.
+        said = " or ".join(reprlib.repr(name) for name in missing[:_NAMED])
+        more = f" or {len(missing) - _NAMED:,} others" if len(missing) > _NAMED else ""
+        _log.warning("%s: no document's metadata have a field %s%s", folder, said, more)
 
 
 def stamps(folder: Path, names: Collection[str]) -> dict[str, tuple[int, int]]:
@@ -243,9 +286,20 @@ def _check_names(
         raise damaged(folder / NAME, f"it names {strange[0]} too")
 
 
+def _contract(path: Path) -> dict[str, Any]:
+    try:
+        contract = json.loads(path.read_bytes())
+        if not isinstance(contract, dict):
+            raise TypeError("expected a JSON object")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
+    return contract
+
+
 def _vectors(path: Path, shape: tuple[int, int], raw: str) -> np.ndarray:
     try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Not np.load, which opens archives of arrays too.
+        vectors = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # numpy raises what it likes
         raise damaged(path, error) from error
     if vectors.shape != shape or vectors.dtype != np.dtype(raw):

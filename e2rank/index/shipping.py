@@ -16,10 +16,11 @@ from e2rank.durable import sync
 from e2rank.errors import IndexFormatError
 from e2rank.index.files import check_size, damaged
 from e2rank.index.manifest import NAME, Manifest
+from e2rank.index.manifest_file import MAX_BYTES
 
 _log = logging.getLogger("e2rank")
 
-MAX_MANIFEST = 64 << 20
+MAX_MANIFEST = MAX_BYTES
 """Bytes of a manifest that comes from elsewhere."""
 
 MAX_FILES = 100_000

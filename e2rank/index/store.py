@@ -22,13 +22,17 @@ _TRIES = 10
 """Times to open an index while commit after commit takes its files away."""
 
 
+_WARNED = 10_000
+"""Fields of filters that are remembered, by their hashes: a name may be of any length."""
+
+
 class Store(Rows):
     """One open index as of one commit; make it with `Store.open`."""
 
     def __init__(self, folder: Path, manifest: Manifest, segments: Sequence[Segment]) -> None:
         """Join opened segments, those of `manifest` in its order."""
         super().__init__(folder, manifest, segments)
-        self._allowed, self._known = self._live, set[str]()
+        self._allowed, self._warned = self._live, set[int]()
         self._count = manifest.count
 
     @classmethod
@@ -91,8 +95,10 @@ class Store(Rows):
         Rows stay what they are. A field that has to hold some value and that no document has is
         warned of, once a snapshot: it may be misspelt.
         """
-        new = fields_of(condition) - self._known
-        self._known |= new
+        new = {name for name in fields_of(condition) if hash(name) not in self._warned}
+        if len(self._warned) > _WARNED:
+            self._warned.clear()
+        self._warned.update(map(hash, new))
         warn_of_unknown(self.folder, self._segments, new)
         view = copy.copy(self)
         found = [each.matching(condition) for each in self._segments]

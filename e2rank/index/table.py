@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import reprlib
 import sqlite3
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,8 +13,17 @@ from typing import TypeVar
 import numpy as np
 
 from e2rank.documents import Document
+from e2rank.errors import IndexFormatError
 from e2rank.index.columns import Columns
-from e2rank.index.fields import described, fields_fit, holds_field, matching_rows, write_fields
+from e2rank.index.fields import (
+    FIELDS_SCHEMA,
+    described,
+    fields_fit,
+    holds_field,
+    matching_rows,
+    metadata_of,
+    write_fields,
+)
 from e2rank.index.files import damaged
 from e2rank.index.forks import Lock
 from e2rank.where import Condition
@@ -24,7 +34,15 @@ _SCHEMA = (
     "CREATE TABLE documents "
     "(row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT, text TEXT, metadata TEXT)"
 )
+# What SQLite says of it, and of the index that UNIQUE makes. Older files have no table of fields.
+_DOCUMENTS = {
+    ("table", "documents", "documents", _SCHEMA),
+    ("index", "sqlite_autoindex_documents_1", "documents", None),
+}
+_HELD = (_DOCUMENTS, _DOCUMENTS | {("table", "fields", "fields", FIELDS_SCHEMA)})
 _COLUMNS = "id, text, title, metadata"
+_MOST = 10
+"""Tables and others of a file that are looked at: more than any has that is whole."""
 _DAMAGE = (
     sqlite3.Error,
     LookupError,
@@ -78,7 +96,8 @@ class Table:
         file is said by every method.
 
         Raises:
-            IndexFormatError: if there is none.
+            IndexFormatError: if there is none, or it holds other tables than those that are
+                written: a view is a program, which may never end.
         """
         self._path, self._count = path, count
         address = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
@@ -92,6 +111,12 @@ class Table:
         self.close = weakref.finalize(self, _close, self._connection, self._lock)
         # A read-only connection loses nothing at exit, where another thread may hold the lock.
         self.close.atexit = False
+        try:
+            with self._reading() as connection:
+                _check_schema(connection)
+        except IndexFormatError:
+            self.close()
+            raise
 
     def matching(self, condition: Condition) -> np.ndarray:
         """The (count,) bool mask of the rows whose metadata meet a condition."""
@@ -184,6 +209,24 @@ class Table:
                 raise damaged(self._path, error) from error
 
 
+def _check_schema(connection: sqlite3.Connection) -> None:
+    """Refuse a file with any other table, index, view or trigger than is written.
+
+    Raises:
+        ValueError: naming the first.
+        sqlite3.Error: if it is no database.
+    """
+    connection.execute("PRAGMA trusted_schema=OFF")
+    found = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master")
+    held = set(found.fetchmany(_MOST))
+    if held in _HELD:
+        return
+    if strange := sorted(held - _HELD[-1], key=repr):
+        kind, name, *_ = strange[0]
+        raise ValueError(f"its {kind} {reprlib.repr(name)} is not one that e2rank writes")
+    raise ValueError("it has no table of documents")
+
+
 def _close(connection: sqlite3.Connection, lock: Lock) -> None:
     """Close a connection once nobody reads by it: SQLite would read what is freed."""
     with lock:
@@ -201,7 +244,4 @@ def _document(fields: Sequence[str]) -> Document:
     if not all(isinstance(each, str) for each in fields):
         raise TypeError("a document is no text")
     identifier, text, title, metadata = fields
-    described = json.loads(metadata)
-    if not isinstance(described, dict):
-        raise TypeError("a document's metadata is no mapping")
-    return Document(identifier, text, title, described)
+    return Document(identifier, text, title, metadata_of(metadata))

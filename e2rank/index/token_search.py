@@ -75,13 +75,20 @@ class Proposer:
         Returns:
             None where looking at every document is as quick, or all that this kind can.
         Raises:
-            IndexFormatError: if the ends of the documents' rows are damaged.
+            IndexFormatError: if the ends of the documents' rows are damaged, or FAISS finds tokens
+                that are not there.
         """
         fetched = min(self.nearest, len(tokens))
         mask = None if allowed is None else np.repeat(allowed, tokens.lengths)
-        found = narrowed.search(self.index, query, fetched, mask, self.config)
+        path = tokens.path.with_name(NAME)
+        try:
+            found = narrowed.search(self.index, query, fetched, mask, self.config)
+        except IndexError as error:
+            raise damaged(path, f"it names a row beyond {len(tokens) - 1}") from error
         if found is None:
             return None
+        if (found >= len(tokens)).any():
+            raise damaged(path, f"it names a row beyond {len(tokens) - 1}")
         return np.unique(tokens.owners(found[found >= 0]))
 
 

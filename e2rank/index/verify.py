@@ -53,8 +53,9 @@ def check(store: Store) -> None:
 
     In every segment the rows of the table are 0 to count - 1, each with an id of its own, raw rows
     are finite and of unit length, token vectors end in order, sparse vectors are sound and their
-    postings are those very numbers, and filters read what the metadata say; no two documents of the
-    index have one id. Sizes, shapes and the FAISS index's own count are compared at every open.
+    postings are those very numbers, FAISS is of these rows as far as its kind tells (see
+    `dense.check_rows`), and filters read what the metadata say; no two documents of the index have
+    one id. Sizes, shapes and the FAISS index's own count are compared at every open.
 
     Raises:
         IndexFormatError: naming the segment and what does not fit.
@@ -66,6 +67,7 @@ def check(store: Store) -> None:
                 ids.add(part, seen)
                 seen += len(part)
             _check_vectors(segment)
+            segment.check_approximate()
             if not segment.table.filters_fit():
                 raise _unfit(segment, "the table of filters differs from the metadata")
             if segment.tokens is not None and not segment.tokens.in_order():

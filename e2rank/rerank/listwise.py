@@ -36,6 +36,10 @@ class ListwiseReranker:
     scored, at the price of one encoded prompt a query. Candidates without stored vectors of this
     encoder are encoded first, and counted.
 
+    The vector that a feedback round searches with is the prompt's. Of a plan of several it is the
+    last one's: of windows, that of the window at the front; of groups, that of the last group in
+    the last round.
+
     A prompt of vectors shows the stored vectors instead, of as many candidates as the longest
     list in training had, and reads no text at all; `shown` is of texts, and has no part in it.
 

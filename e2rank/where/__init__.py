@@ -28,6 +28,9 @@ Numbers compare exactly, whole or not and of any size: 1 is 1.0, but 2 ** 53 + 1
 empty filter and an empty `and` hold everywhere, an empty `or` nowhere. No field can be called
 `and`, `or` or `not`.
 
+**Limits.** A filter has at most 1,000 tests, which nest at most 32 deep; an `in` lists at most
+10,000 values.
+
 `where_from_text` reads the same from one line of text.
 """
 
@@ -45,6 +48,7 @@ from e2rank.where.conditions import (
     from_numpy,
     holds,
     named_values,
+    size_of,
 )
 from e2rank.where.parse import parse_where
 from e2rank.where.text import read_where, where_from_text
@@ -65,5 +69,6 @@ __all__ = [
     "named_values",
     "parse_where",
     "read_where",
+    "size_of",
     "where_from_text",
 ]

@@ -111,6 +111,22 @@ def _holds(condition: Condition, found: Mapping[str, Collection[Value]]) -> bool
             )
 
 
+def size_of(condition: Condition) -> int:
+    """How many tests a condition has, and values they list.
+
+    >>> size_of(Not(OneOf("lang", frozenset([Value("string", "en"), Value("string", "de")]))))
+    3
+    """
+    match condition:
+        case And(parts) | Or(parts):
+            return sum(map(size_of, parts))
+        case Not(part):
+            return size_of(part)
+        case OneOf(_, values):
+            return 1 + len(values)
+    return 1
+
+
 def fields_of(condition: Condition) -> set[str]:
     """The fields that have to hold some value for a condition to be met.
 

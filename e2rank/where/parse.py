@@ -1,7 +1,7 @@
 """From a filter written as a mapping to its condition; everything it cannot mean is refused."""
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from e2rank.where.conditions import (
@@ -21,6 +21,8 @@ MAX_DEPTH = 32
 """How deep `and`, `or` and `not` may nest."""
 MAX_VALUES = 10_000
 """How many values an `in` may list."""
+MAX_TESTS = 1_000
+"""How many tests a filter may have."""
 OPERATORS = ("=", "!=", "<", "<=", ">", ">=", "in", "exists")
 WORDS = ("and", "or", "not")
 
@@ -36,35 +38,48 @@ def parse_where(where: Mapping[str, Any]) -> Condition:
     >>> parse_where({"year": {">=": 2020}})
     Ordered(name='year', operator='>=', value=Value(kind='number', value=2020))
     """
-    return _filter(where, "where", 0)
+    return _filter(where, "where", 0, iter(range(MAX_TESTS)))
 
 
-def _filter(where: Any, place: str, depth: int) -> Condition:
+def _filter(where: Any, place: str, depth: int, left: Iterator[int]) -> Condition:
+    """The condition of a filter; `left` gives a number for every test that it may still have."""
     if not isinstance(where, Mapping):
         raise ValueError(
             f"{place} is {type_of(where)}; expected a mapping such as {{'year': {{'>=': 2020}}}}"
         )
-    parts = [_entry(key, value, place, depth) for key, value in where.items()]
+    if not where:
+        _count(place, left)  # it takes as long as a test
+    parts = [_entry(key, value, place, depth, left) for key, value in where.items()]
     return parts[0] if len(parts) == 1 else And(tuple(parts))
 
 
-def _entry(key: Any, value: Any, place: str, depth: int) -> Condition:
+def _entry(key: Any, value: Any, place: str, depth: int, left: Iterator[int]) -> Condition:
     if not isinstance(key, str):
         raise ValueError(f"{place} has a key that is {type_of(key)}; names of fields are strings")
     inner = f"{place}[{reprlib.repr(key)}]"
     if key not in WORDS:
-        return _tests(key, value, inner)
+        return _tests(key, value, inner, left)
     if depth == MAX_DEPTH:
         raise ValueError(f"{inner} is nested too deep; and, or, not may nest {MAX_DEPTH} deep")
     if key == "not":
-        return Not(_filter(value, inner, depth + 1))
+        return Not(_filter(value, inner, depth + 1, left))
     if not isinstance(value, list | tuple):
         raise ValueError(f"{inner} is {type_of(value)}; expected a list of filters")
-    parts = (_filter(part, f"{inner}[{i}]", depth + 1) for i, part in enumerate(value))
+    if not value:
+        _count(inner, left)
+    parts = (_filter(part, f"{inner}[{i}]", depth + 1, left) for i, part in enumerate(value))
     return And(tuple(parts)) if key == "and" else Or(tuple(parts))
 
 
-def _tests(name: str, tests: Any, place: str) -> Condition:
+def _count(place: str, left: Iterator[int]) -> None:
+    if next(left, None) is None:
+        raise ValueError(
+            f"{place} is a test too many; at most {MAX_TESTS:,} are taken; to match any of several "
+            "values of a field write {'in': [...]}"
+        )
+
+
+def _tests(name: str, tests: Any, place: str, left: Iterator[int]) -> Condition:
     """The condition of one field: a value, or a mapping from operators to values."""
     _check_text(name, place)
     if isinstance(tests, list | tuple):
@@ -73,17 +88,18 @@ def _tests(name: str, tests: Any, place: str) -> Condition:
         tests = {"=": tests}
     if not tests:
         raise ValueError(f"{place} is an empty mapping; expected a value or an operator")
-    parts = [_test(name, sign, value, place) for sign, value in tests.items()]
+    parts = [_test(name, sign, value, place, left) for sign, value in tests.items()]
     return parts[0] if len(parts) == 1 else And(tuple(parts))
 
 
-def _test(name: str, sign: Any, value: Any, place: str) -> Condition:
+def _test(name: str, sign: Any, value: Any, place: str, left: Iterator[int]) -> Condition:
     if sign not in OPERATORS:
         raise ValueError(
             f"{place} has the unknown operator {reprlib.repr(sign)}; expected one of "
             f"{' '.join(OPERATORS)} (a field inside an object is named with a dot: 'author.name')"
         )
     place = f"{place}[{sign!r}]"
+    _count(place, left)
     match sign:
         case "exists":
             if not isinstance(value, bool):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from e2rank.where.conditions import Condition
-from e2rank.where.parse import MAX_DEPTH, MAX_VALUES, WORDS, parse_where
+from e2rank.where.parse import MAX_DEPTH, MAX_TESTS, MAX_VALUES, WORDS, parse_where
 
 _SIGNS = ("!=", "<=", ">=", "=", "<", ">")
 _CONSTANTS = {"true": True, "false": False, "null": None}
@@ -64,7 +64,7 @@ class _Parser:
 
     def __init__(self, text: str) -> None:
         self._rest = _tokens(text)
-        self._depth = 0
+        self._depth = self._tests = 0
         self._next = next(self._rest)
 
     def whole(self) -> dict[str, Any]:
@@ -87,6 +87,9 @@ class _Parser:
 
     def _single(self) -> dict[str, Any]:
         start = self._next
+        if self._tests == MAX_TESTS:
+            several = "to match any of several values of a field write: field in [...]"
+            _fail(start.at, f"a test too many; at most {MAX_TESTS:,} are taken; {several}")
         if self._took("not"):
             self._deeper(start)
             where = {"not": self._single()}
@@ -95,6 +98,7 @@ class _Parser:
             where = self._either()
             self._take(")", "'and', 'or' or ')'")
         elif self._took("exists"):
+            self._tests += 1
             return {self._name(): {"exists": True}}
         else:
             return self._test()
@@ -102,6 +106,7 @@ class _Parser:
         return where
 
     def _test(self) -> dict[str, Any]:
+        self._tests += 1
         name = self._name()
         if self._took("in"):
             return {name: {"in": self._values()}}
