@@ -546,6 +546,62 @@ def test_a_damaged_bundle_is_not_opened(
         OnnxEncoder(tmp_path / "copy")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"documents": 5},
+        {"documents": "../model.onnx"},
+        {"queries": "/model.onnx"},
+        {"blend": ["a"]},
+        {"blend": 3},
+        {"padding": "middle"},
+        {"precision": "int4"},
+        {"name": []},
+        {"opset": "20"},
+        {"files": []},
+        {"files": {}},
+        {"files": {"../contract.json": {"bytes": 1, "xxh3": ""}}},
+        {"files": {"contract.json": 3}},
+    ],
+    ids=str,
+)
+def test_a_bundle_that_no_export_wrote_is_refused_whatever_its_seal(
+    changes: dict[str, Any], tmp_path: Path, bundles: Path
+) -> None:
+    shutil.copytree(exported("soft", "fp32", bundles), tmp_path / "copy")
+    resealed(tmp_path / "copy", **changes)
+    with pytest.raises(BundleError, match=r"bundle\.json holds something else than an export"):
+        OnnxEncoder(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("contract.json", each) for each in ("[]", "null", "[" * 100_000, "{}")),
+        *(("tokenizer.json", each) for each in ("{}", "[]", "x")),
+        *(("parity.json", each) for each in ("{}", "[]", '{"probes": [1]}', "[" * 100_000)),
+    ],
+)
+def test_files_that_no_export_wrote_are_named_whatever_their_hash(
+    name: str, content: str, tmp_path: Path, bundles: Path
+) -> None:
+    def put(folder: Path) -> None:
+        (folder / name).write_text(content, encoding="utf-8")
+
+    folder = copied(exported("soft", "fp32", bundles), tmp_path / "copy", put)
+    with pytest.raises(BundleError, match=rf"{name} holds something else than an export writes"):
+        OnnxEncoder(folder)
+
+
+def test_a_bundle_without_texts_to_compare_is_refused(tmp_path: Path, bundles: Path) -> None:
+    def empty(folder: Path) -> None:
+        report = json.loads((folder / "parity.json").read_text(encoding="utf-8"))
+        (folder / "parity.json").write_text(json.dumps(report | {"probes": []}), encoding="utf-8")
+
+    with pytest.raises(BundleError, match="gives other vectors here than where it was exported"):
+        OnnxEncoder(copied(exported("soft", "fp32", bundles), tmp_path / "copy", empty))
+
+
 def test_a_machine_that_gives_other_vectors_is_refused(tmp_path: Path, bundles: Path) -> None:
     def turn(folder: Path) -> None:
         report = json.loads((folder / "parity.json").read_text(encoding="utf-8"))

@@ -1,7 +1,9 @@
 """The folder of an exported encoder: what is in it, and that it is whole."""
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -17,6 +19,8 @@ SPARSE_QUERIES = "sparse_queries.npy"
 
 DIRECTIONS = "query_directions.npz"
 """What an adapted index's terms add to a query, see `Directions`; absent without an adaptation."""
+
+_PRECISIONS = ("fp32", "fp16", "int8")
 
 KIND, FORMAT = "e2rank-onnx", 2
 """Format 1 had no seal, and no release wrote it."""
@@ -91,12 +95,33 @@ class Bundle:
                 f"{'not there' if strange[0] in known else 'unknown here'}; run: pip install -U "
                 "e2rank, or export the bundle again"
             )
-        bundle = cls(**fields | {"blend": tuple(fields["blend"])})
+        with reading(folder / NAME):
+            bundle = cls(**fields | {"blend": tuple(map(float, fields["blend"]))})
+            bundle.check_fields()
         # Cards were hashed once.
         bundle.files.pop(CARD, None)
         for name, entry in bundle.files.items():
             _check(folder / name, entry)
         return bundle
+
+    def check_fields(self) -> None:
+        """Refuse what no export writes, such as a graph outside the folder.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type in (str, int) and type(value) is not field.type:
+                raise ValueError(f"{field.name} is {value!r:.60}")
+        if self.padding not in ("left", "right") or self.precision not in _PRECISIONS:
+            raise ValueError(f"padding is {self.padding!r:.60}, precision {self.precision!r:.60}")
+        for name, entry in self.files.items():
+            if Path(name).name != name or set(entry) != {"bytes", "xxh3"}:
+                raise ValueError(f"it names the file {name!r:.60}")
+        # Only what is listed is compared with what was exported.
+        if missing := sorted({CONTRACT, TOKENIZER, *self.graphs} - self.files.keys()):
+            raise ValueError(f"its files lack {missing[0]!r:.60}")
 
     def check_unchanged(self, folder: Path, graph: str) -> None:
         """Compare a graph, and weights beside it, with what they were when this was read.
@@ -118,6 +143,22 @@ class Bundle:
                 )
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say of which file it is that it holds something else than an export writes.
+
+    Raises:
+        BundleError: for whatever is raised meanwhile.
+    """
+    try:
+        yield
+    except Exception as error:  # of foreign data anything may be raised
+        said = [*str(error).splitlines(), type(error).__name__][0]
+        raise BundleError(
+            f"{path} holds something else than an export writes ({said}); copy or export it again"
+        ) from error
+
+
 def is_bundle(folder: Path) -> bool:
     """Whether a folder claims to be an exported encoder."""
     return (folder / NAME).is_file()
@@ -125,12 +166,14 @@ def is_bundle(folder: Path) -> bool:
 
 def load_contract(folder: Path) -> Contract:
     """The contract of a bundle."""
-    return Contract.from_dict(json.loads((folder / CONTRACT).read_text(encoding="utf-8")))
+    with reading(folder / CONTRACT):
+        return Contract.from_dict(json.loads((folder / CONTRACT).read_text(encoding="utf-8")))
 
 
 def load_report(folder: Path) -> dict[str, Any]:
     """The parity report of a bundle that was compared with its model."""
-    report: dict[str, Any] = json.loads((folder / PARITY).read_text(encoding="utf-8"))
+    with reading(folder / PARITY):
+        report: dict[str, Any] = json.loads((folder / PARITY).read_text(encoding="utf-8"))
     return report
 
 

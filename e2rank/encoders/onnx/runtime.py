@@ -29,6 +29,7 @@ from e2rank.encoders.onnx.bundle import (
     kept_in_words,
     load_contract,
     load_report,
+    reading,
 )
 from e2rank.encoders.onnx.sessions import CPU, Sessions
 from e2rank.encoders.onnx.sparse import Row, SparseGraph
@@ -92,7 +93,9 @@ class OnnxEncoder:
         self.sparse_fingerprint = self.bundle.sparse_fingerprint
         self.adapter_fingerprint = self.bundle.adapter_fingerprint
         self.adapted = DIRECTIONS in self.bundle.files
-        self.words = Wording(Tokenizer.from_file(str(self._folder / TOKENIZER)), self.contract)
+        with reading(self._folder / TOKENIZER):
+            tokenizer = Tokenizer.from_file(str(self._folder / TOKENIZER))
+        self.words = Wording(tokenizer, self.contract)
         padding = self.bundle.padding
         self._start = partial(Sessions, provider=provider, threads=threads)
         graphs = {
@@ -100,12 +103,8 @@ class OnnxEncoder:
             for name in {self.bundle.documents, self.bundle.queries}
         }
         self._documents, self._queries = graphs[self.bundle.documents], graphs[self.bundle.queries]
-        self._query_weights = np.zeros(0, dtype=np.float32)
-        if self.bundle.sparse:
-            self._query_weights = np.load(self._folder / SPARSE_QUERIES, allow_pickle=False)
-        self._directions: Directions | None = None
-        if DIRECTIONS in self.bundle.files:
-            self._directions = Directions.load(self._folder / DIRECTIONS)
+        self._query_weights = _query_weights(self._folder, self.bundle)
+        self._directions = _directions(self._folder, self.bundle)
         if self.compared:
             self._check_model()
 
@@ -276,18 +275,37 @@ class OnnxEncoder:
             BundleError: if they differ: some processors multiply int8 with another rounding.
         """
         report = load_report(self._folder)
-        probes = report["probes"]
-        found = self.encode_documents([each["text"] for each in probes], want=["dense"]).vectors
-        known = np.array([each["vector"] for each in probes], dtype=np.float32)
-        if (worst := float((found * known).sum(1).min())) < report["bounds"]["cosine"]:
+        with reading(self._folder / PARITY):
+            texts = [str(each["text"]) for each in report["probes"]]
+            known = np.array([each["vector"] for each in report["probes"]], dtype=np.float32)
+            known = known.reshape(len(texts), self.contract.dim)
+            least = float(report["bounds"]["cosine"])
+            kept = f": {kept_in_words(report)}" if self.precision != "fp32" else ""
+            judged = f"; {Judged.of(report['judged']).in_words()}" if "judged" in report else ""
+        found = self.encode_documents(texts, want=["dense"]).vectors
+        # Of no probes nothing is known.
+        if (worst := float(np.r_[(found * known).sum(1), [] if texts else -1.0].min())) < least:
             raise BundleError(
                 f"{self._folder} gives other vectors here than where it was exported: cosine "
-                f"{worst:.6f}, expected at least {report['bounds']['cosine']}; export it on this "
-                "machine, or in fp32"
+                f"{worst:.6f}, expected at least {least}; export it on this machine, or in fp32"
             )
-        kept = f": {kept_in_words(report)}" if self.precision != "fp32" else ""
-        judged = f"; {Judged.of(report['judged']).in_words()}" if "judged" in report else ""
         _log.info("%s: %s in %s%s%s", self.name, self.bundle.name, self.precision, kept, judged)
+
+
+def _query_weights(folder: Path, bundle: Bundle) -> np.ndarray:
+    """(terms,) float32 of sparse queries; none without sparse vectors."""
+    if not bundle.sparse:
+        return np.zeros(0, dtype=np.float32)
+    with reading(folder / SPARSE_QUERIES):
+        weights: np.ndarray = np.lib.format.open_memmap(folder / SPARSE_QUERIES, mode="r")
+        return np.array(weights, dtype=np.float32)
+
+
+def _directions(folder: Path, bundle: Bundle) -> Directions | None:
+    if DIRECTIONS not in bundle.files:
+        return None
+    with reading(folder / DIRECTIONS):
+        return Directions.load(folder / DIRECTIONS)
 
 
 def _checked_threads(threads: Any) -> int:
