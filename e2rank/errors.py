@@ -17,6 +17,10 @@ class EncoderMismatch(ValueError):
     """An index was made by another model than the one offered."""
 
 
+class UnknownEncoder(ValueError):
+    """A name that is no preset's, no folder's and no model's on a hub."""
+
+
 class AdapterError(ValueError):
     """A trained adapter that is damaged, or does not fit the model it is loaded on."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from e2rank.encoders import DType, Encoder
 from e2rank.encoders.presets import absent_folder, load_encoder
+from e2rank.errors import AdapterError, UnknownEncoder
 from e2rank.index import Store
 from e2rank.ingest import check_same
 
@@ -43,11 +44,6 @@ class EncoderChoice:
             ValueError: if none is given and its folder is gone, or it does not compute in `dtype`.
         """
         folder, manifest, source = store.folder, store.manifest, self.source(store)
-        if self.encoder is None and (absent := absent_folder(source)):
-            raise ValueError(
-                f"{folder} was made with the encoder of {absent}, which is not here: pass its "
-                "folder (encoder=, --encoder)"
-            )
         if self.encoder is None:
             encoder = _named(source, folder, self.dtype)
         else:
@@ -61,19 +57,23 @@ class EncoderChoice:
 
 def _named(source: str, folder: Path, dtype: DType | None) -> Encoder:
     try:
+        if absent := absent_folder(source):
+            raise ValueError(
+                f"{folder} was made with the encoder of {absent}, which is not here: pass its "
+                "folder, or the model that was exported to it (encoder=, --encoder)"
+            )
         return load_encoder(source, dtype=dtype)
-    except ValueError as error:
-        raise ValueError(
-            f"{folder} names {source!r} as the encoder that made it, which cannot be loaded by "
-            f"that name: {error}; one of your own is passed, Engine.open(folder, encoder)"
+    except (OSError, UnknownEncoder) as error:
+        raise UnknownEncoder(
+            f"{folder} names {source!r:.200} as the encoder that made it: {error}; one of your own "
+            "is passed, Engine.open(folder, encoder)"
         ) from error
 
 
 def _warn_of_another(encoder: Encoder, folder: Path, adapter: Path | None) -> None:
     """Say that an index is searched without what it was adapted by, or by what another was."""
-    fields = json.loads((adapter / "adapter.json").read_text(encoding="utf-8")) if adapter else {}
-    # Adapters did not always say it.
-    if fields.get("fingerprint", "") not in ("", getattr(encoder, "adapter_fingerprint", "")):
+    known = _fingerprint_of(adapter) if adapter else ""
+    if known not in ("", getattr(encoder, "adapter_fingerprint", "")):
         _log.warning(
             "%s was adapted, and is searched by %s without that adapter: leave the encoder out, or "
             "export the index's own (e2rank export %s)",
@@ -88,3 +88,16 @@ def _warn_of_another(encoder: Encoder, folder: Path, adapter: Path | None) -> No
             encoder.name,
             folder,
         )
+
+
+def _fingerprint_of(adapter: Path) -> str:
+    """What an adapter says of itself, without torch; "" of one that was made before it did.
+
+    Raises:
+        AdapterError: if it says nothing.
+    """
+    try:
+        fields = json.loads((adapter / "adapter.json").read_text(encoding="utf-8"))
+        return str(fields.get("fingerprint", ""))
+    except (OSError, AttributeError, ValueError, RecursionError) as error:
+        raise AdapterError(f"{adapter} holds no whole adapter: {error}") from error

@@ -13,6 +13,7 @@ import pytest
 from e2rank import Candidates, Document, EncoderMismatch, Engine, IndexConfig, IndexFormatError
 from e2rank.encoders import Encoding
 from e2rank.encoders.hashing import HashingEncoder
+from e2rank.errors import UnknownEncoder
 from e2rank.rerank import Scored
 
 QUERY = "heat transfer in the boundary layer of a slender wing"
@@ -152,7 +153,7 @@ def test_an_index_whose_encoder_was_moved_says_which_folder_to_pass(
     encoder = HashingEncoder()
     encoder.name = f"{tmp_path}/bundle"
     Engine.build(documents, tmp_path / "index", encoder).close()
-    says = rf"made with the encoder of {encoder.name}, which is not here: pass its folder \("
+    says = rf"made with the encoder of {encoder.name}, which is not here: pass its folder, or"
     with pytest.raises(ValueError, match=says):
         Engine.open(tmp_path / "index")
     Engine.open(tmp_path / "index", encoder).close()
@@ -259,5 +260,13 @@ def test_an_encoder_of_another_dimension_is_refused_whatever_it_says_it_is(
     Engine.open(tmp_path / "index", Own(64)).close()
     with pytest.raises(EncoderMismatch, match="dimension 64, and 'mine' makes such of 32"):
         Engine.open(tmp_path / "index", Own(32))
-    with pytest.raises(ValueError, match=r"names 'mine' .* Engine\.open\(folder, encoder\)"):
+    with pytest.raises(UnknownEncoder, match=r"names 'mine' .* Engine\.open\(folder, encoder\)"):
+        Engine.open(tmp_path / "index")
+
+
+def test_a_name_of_an_encoder_that_no_folder_can_have_is_refused(tmp_path: Path) -> None:
+    encoder = HashingEncoder()
+    encoder.name = "x" * 5000
+    Engine.build([{"id": "wing", "text": "lift"}], tmp_path / "index", encoder).close()
+    with pytest.raises(UnknownEncoder, match="xxx as the encoder"):
         Engine.open(tmp_path / "index")

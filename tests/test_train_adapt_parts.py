@@ -23,11 +23,11 @@ from encoders_support import assert_close
 from test_adapter import CONTRACT, adapter, base, head_weights
 from train_support import bert_base, write_lists
 
-from e2rank import Candidates, Document, Engine, read_corpus
+from e2rank import Candidates, Document, Engine, opening, read_corpus
 from e2rank.cli import main
 from e2rank.encoders.adapter import Adapter
 from e2rank.encoders.presets import load_encoder
-from e2rank.errors import IndexFormatError
+from e2rank.errors import AdapterError, IndexFormatError
 from e2rank.index.card import card
 from e2rank.index.manifest import Manifest
 from e2rank.index.writer import Writer
@@ -719,3 +719,22 @@ def test_an_index_of_an_exported_encoder_is_adapted_by_the_model_it_was_exported
     assert found.after > found.before
     with Engine.open(where) as engine:
         assert engine.encoder.adapter_fingerprint == load_encoder(own(where)).adapter_fingerprint
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{", "null"])
+def test_an_adapter_that_says_nothing_is_named_though_another_encoder_is_given(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "adapter.json").write_text(content, encoding="utf-8")
+    for read in (Adapter.load, opening._fingerprint_of):
+        with pytest.raises(AdapterError, match="holds no whole adapter"):
+            read(tmp_path)
+
+
+def test_an_adapter_of_itself_is_refused(head: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(head, tmp_path / "own"))
+    fields = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+    fields["base_name"] = str(folder)
+    (folder / "adapter.json").write_text(json.dumps(fields), encoding="utf-8")
+    with pytest.raises(AdapterError, match="leads back to it"):
+        load_encoder(folder)

@@ -31,6 +31,7 @@ _UNREADABLE = (
     OSError,
     AttributeError,
     KeyError,
+    RecursionError,
     TypeError,
     ValueError,
     safetensors.SafetensorError,

@@ -14,7 +14,7 @@ from e2rank.encoders import DType, Encoder, check_dtype
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.encoders.onnx.bundle import NAME as BUNDLE
 from e2rank.encoders.onnx.bundle import is_bundle
-from e2rank.errors import AdapterError, MissingExtra
+from e2rank.errors import AdapterError, MissingExtra, UnknownEncoder
 
 if TYPE_CHECKING:
     from e2rank.encoders.torch import TorchEncoder
@@ -224,7 +224,10 @@ def _adapted(folder: Path, device: str | None, dtype: DType | None) -> Encoder:
     from e2rank.encoders.torch import TorchEncoder
 
     adapter = Adapter.load(folder)
-    base = load_encoder(adapter.base_name, device=device, dtype=dtype)
+    try:
+        base = load_encoder(adapter.base_name, device=device, dtype=dtype)
+    except RecursionError:
+        raise AdapterError(f"{folder} names an adapter as its base that leads back to it") from None
     if not isinstance(base, TorchEncoder):
         raise AdapterError(f"{folder} names the base {adapter.base_name!r}, which takes no adapter")
     return base.adapt(adapter, name=str(folder.resolve()))
@@ -242,7 +245,7 @@ def _any_model(name: str, device: str | None, dtype: DType | None) -> Encoder:
     # A bare word is a misspelt preset far more often than a model: say so before any download.
     presets = ", ".join(sorted([*PRESETS, "hashing"]))
     if "/" not in name and not Path(name).is_dir():
-        raise ValueError(
+        raise UnknownEncoder(
             f"unknown encoder {name!r}: the presets are {presets}; "
             "anything else is a folder, or the owner/name of a sentence-transformers model"
         )
