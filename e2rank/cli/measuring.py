@@ -44,9 +44,16 @@ Baseline = Annotated[
     ),
 ]
 
+_TOLD = (
+    *("dtype", "depth", "shown", "prompt", "fuse", "alpha", "beta", "k", "cross_encoder"),
+    "collapse",
+)
+"""Options that a report names, where a command has them: those that figures depend on."""
+
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     folder: Folder,
     beir: Beir,
     split: options.Split = "test",
@@ -97,26 +104,13 @@ def evaluate(
             ),
         )
         report, runs = _evaluated(collection, rankers, measures, depth, None, baseline)
-        setting = _setting(
-            engine,
-            folder,
-            dtype=dtype,
-            depth=depth,
-            shown=shown,
-            prompt=prompt,
-            fuse=fuse,
-            alpha=alpha,
-            beta=beta,
-            k=k,
-            cross_encoder=cross_encoder,
-            collapse=collapse,
-        )
-        report = replace(report, absent=absent, setting=setting)
+        report = replace(report, absent=absent, setting=_setting(context, engine, folder))
         _put_out(report, runs, run_out, as_json=json or per_query, per_query=per_query)
 
 
 @app.command()
 def rerank(
+    context: typer.Context,
     beir: Beir,
     run: Annotated[Path, typer.Option(help="A TREC run: the candidates of each query.")],
     folder: Annotated[
@@ -177,20 +171,7 @@ def rerank(
                 lambda each, before: reordering(engine, lists, each, shown, fuse, prompt, before),
             )
             report, runs = _evaluated(collection, rankers, measures, depth, lists, baseline)
-            setting = _setting(
-                engine,
-                folder,
-                dtype=dtype,
-                depth=depth,
-                shown=shown,
-                prompt=prompt,
-                fuse=fuse,
-                alpha=alpha,
-                beta=beta,
-                k=k,
-                cross_encoder=cross_encoder,
-                lists=str(run),
-            )
+            setting = _setting(context, engine, folder) | {"lists": str(run)}
             report = replace(report, setting=setting)
             _put_out(report, runs, run_out, as_json=json or per_query, per_query=per_query)
 
@@ -226,7 +207,7 @@ def _evaluated(
         )
 
 
-def _setting(engine: Engine, folder: Path | None, **options: Any) -> dict[str, Any]:
+def _setting(context: typer.Context, engine: Engine, folder: Path | None) -> dict[str, Any]:
     """What the figures are of: without it nothing tells why another time gave others."""
     encoder = engine.encoder
     return {
@@ -237,7 +218,7 @@ def _setting(engine: Engine, folder: Path | None, **options: Any) -> dict[str, A
         # One that was made on the fly is gone with its commits.
         "index": str(folder) if folder else None,
         "commit": engine.store.manifest.commit if folder else None,
-    } | options
+    } | {name: context.params[name] for name in _TOLD if name in context.params}
 
 
 def _put_out(
