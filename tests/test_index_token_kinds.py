@@ -197,29 +197,28 @@ def test_rows_of_several_segments_come_in_the_order_asked(tmp_path: Path, kind: 
             store.token_vectors([0, 3])
 
 
-def test_a_segment_that_waits_alone_is_coded_when_all_are_merged(tmp_path: Path) -> None:
-    config = IndexConfig(tokens="pq", token_factory="Flat", batch=64)
+@pytest.mark.parametrize(
+    ("config", "coded"),
+    [
+        (PQ, CODED),
+        (IndexConfig(tokens="pq", token_factory="Flat", batch=64), CODED | {"tokens.faiss"}),
+    ],
+    ids=["codes", "codes and FAISS"],
+)
+def test_a_segment_that_waits_alone_is_coded_when_all_are_merged(
+    tmp_path: Path, config: IndexConfig, coded: set[str]
+) -> None:
     folder = build(tmp_path / "index", range(1), config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(making, "SMALL", 1000)
         changed(folder, add=[MANY])
     assert names(folder) == [PLAIN]
     changed(folder, compact=True)
-    assert names(folder) == [CODED | {"tokens.faiss"}]
+    assert names(folder) == [coded]
+    holds(folder, list(MANY), NEAR["pq"])
     before = Manifest.load(folder)
     changed(folder, compact=True)
     assert Manifest.load(folder).segments == before.segments
-
-
-def test_one_segment_whose_token_vectors_wait_is_coded_by_compacting_it(tmp_path: Path) -> None:
-    folder = build(tmp_path / "index", range(1), PQ)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(making, "SMALL", 1000)
-        changed(folder, add=[MANY])
-    assert names(folder) == [PLAIN]
-    changed(folder, compact=True)
-    assert names(folder) == [CODED]
-    holds(folder, list(MANY), NEAR["pq"])
 
 
 # Of each of five batches, four files and their record; then three headers and five files.
