@@ -124,7 +124,15 @@ def vectors(store: Store, rows: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def nearest_of(store: Store, query: np.ndarray, rows: Sequence[Sequence[int]]) -> list[int]:
-    """Of each document's rows the one whose vector is nearest to that of the query."""
+    """Of each document's rows the one whose vector is nearest to that of the query.
+
+    Args:
+        store: the index.
+        query: (d,) float32 unit vector.
+        rows: of each of n documents, at least one each.
+    Returns:
+        n rows.
+    """
     near = store.vectors([row for own in rows for row in own]) @ query
     stops = np.cumsum([len(own) for own in rows])
     parts = np.split(near, stops[:-1])
@@ -177,10 +185,14 @@ def check(store: Store) -> None:
     expected = np.where(begins, 0, np.r_[0, numbers[:-1] + 1][: len(rows)])
     if (wrong := np.flatnonzero(numbers != expected)).size:
         (passage,) = store.ids(rows[order[wrong[:1]]])
-        raise IndexFormatError(
-            f"{store.folder}: the passage before {passage!r} is missing: add its document again, "
-            "or delete it"
-        )
+        raise _gap(store, passage)
+
+
+def _gap(store: Store, passage: str) -> IndexFormatError:
+    return IndexFormatError(
+        f"{store.folder}: the passage before {passage!r} is missing: add its document again, or "
+        "delete it"
+    )
 
 
 def of_passage(passage: Document) -> Document:
@@ -205,10 +217,7 @@ def _joined(passages: Sequence[Document], store: Store) -> Document:
     for number, each in enumerate(passages):
         known = length - each.metadata[START]
         if known < 0 or number_of(each.id) != number:
-            raise IndexFormatError(
-                f"{store.folder}: the passage before {each.id!r} is missing: add its document "
-                "again, or delete it"
-            )
+            raise _gap(store, each.id)
         texts.append(each.text[known:])
         length += len(texts[-1])
     whole, text = of_passage(passages[0]), "".join(texts)

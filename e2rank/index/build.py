@@ -81,7 +81,7 @@ def build_index(  # noqa: PLR0913 - one call, every choice by name
     try:
         with one_writer(folder):
             build = _Build(folder, asked, config, progress)
-            return build.run(documents, contract, settings, (resume, overwrite))
+            return build.run(documents, contract, settings, resume=resume, overwrite=overwrite)
     finally:
         if made:
             remove_empty(folder)
@@ -106,7 +106,9 @@ class _Build:
         documents: Iterable[Document | Mapping[str, Any]],
         contract: Mapping[str, Any],
         settings: dict[str, Any],
-        asked: tuple[bool, bool],
+        *,
+        resume: bool,
+        overwrite: bool,
     ) -> Manifest:
         old = Manifest.load(self._folder) if (self._folder / NAME).exists() else None
         self._old, number = old, old.next_segment if old else 1
@@ -116,9 +118,9 @@ class _Build:
             # Killed after its last rename and before its manifest: still a build to resume.
             final.rename(part)
         clean(self._folder, old, {f"segments/{part.name}"})
-        staging = _staging(part, settings, self._encoder.info, *asked)
+        staging = _staging(part, settings, self._encoder.info, resume, overwrite)
         try:
-            if staging.progress.done == 0 and old and not asked[1]:
+            if staging.progress.done == 0 and old and not overwrite:
                 raise taken(self._folder, old)
             self._fill(staging, documents)
             manifest = self._finish(staging, contract, settings["config"], final)

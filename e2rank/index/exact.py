@@ -34,10 +34,10 @@ def nearest(
         allowed.
     """
     count = len(vectors) if allowed is None else int(np.count_nonzero(allowed))
-    width = 0 if len(queries) else min(k, count)
-    scores = np.zeros((len(queries), width), dtype=np.float32)
-    rows = np.zeros((len(queries), width), dtype=np.int64)
-    if not count or not len(queries):
+    scores, rows = (np.zeros((len(queries), 0), dtype=kind) for kind in (np.float32, np.int64))
+    if not len(queries):
+        return scores.reshape(0, min(k, count)), rows.reshape(0, min(k, count))
+    if not count:
         return scores, rows
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     with ThreadPoolExecutor(max(load_faiss().omp_get_max_threads(), 1)) as pool:

@@ -71,7 +71,7 @@ def check_file(path: Path, entry: Mapping[str, Any]) -> None:
         raise damaged(path, "it differs from the manifest's hash")
 
 
-class Lock:
+class FolderLock:
     """A folder's lock, as one process took it."""
 
     def __init__(self, file: IO[str], path: Path) -> None:
@@ -111,7 +111,7 @@ class Lock:
 
 
 @contextlib.contextmanager
-def one_writer(folder: Path) -> Iterator[Lock]:
+def one_writer(folder: Path) -> Iterator[FolderLock]:
     """Hold the folder's lock; the system lets go of it when a process and its forks have ended.
 
     The lock names its holder. One that is there and not held was left by a process that was
@@ -152,7 +152,7 @@ def one_writer(folder: Path) -> Iterator[Lock]:
         file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
         file.flush()
-        lock = Lock(file, path)
+        lock = FolderLock(file, path)
         try:
             yield lock
         finally:
