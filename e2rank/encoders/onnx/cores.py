@@ -1,11 +1,33 @@
-"""How many cores this process may use."""
+"""How many cores this process may use, and how many threads it may ask for."""
 
 import contextlib
 import math
 import os
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 _GROUPS = Path("/sys/fs/cgroup")
+
+# Threads that spin while they wait take the cores from those that work: thousands never end. What
+# a configuration says for a larger machine is taken on a small one, too.
+_THREADS = max(64, 4 * (os.cpu_count() or 1))
+
+
+def checked_threads(threads: Any) -> int:
+    """The number, if it is one and this machine would end with so many.
+
+    Raises:
+        ValueError: if not.
+    """
+    # True is a whole number to Python.
+    whole = isinstance(threads, Integral) and not isinstance(threads, bool)
+    if not whole or not 1 <= int(threads) <= _THREADS:
+        raise ValueError(
+            f"threads is {threads!r}; it must be a whole number from 1 to {_THREADS}: more would "
+            "only wait for each other on this machine"
+        )
+    return int(threads)
 
 
 def usable_cores(groups: Path = _GROUPS) -> int:

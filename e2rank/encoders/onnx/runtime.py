@@ -1,14 +1,11 @@
 """An exported encoder on onnxruntime: numpy, tokenizers and no torch."""
 
 import logging
-import os
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property, partial
-from numbers import Integral
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -31,6 +28,7 @@ from e2rank.encoders.onnx.bundle import (
     load_report,
     reading,
 )
+from e2rank.encoders.onnx.cores import checked_threads
 from e2rank.encoders.onnx.sessions import CPU, Sessions
 from e2rank.encoders.onnx.sparse import Row, SparseGraph
 from e2rank.encoders.onnx.transformer import Graph, Soft
@@ -39,10 +37,6 @@ from e2rank.encoders.tokens import Tokens, Wording
 from e2rank.errors import EncodingError
 
 _log = logging.getLogger("e2rank.onnx")
-
-# Threads that spin while they wait take the cores from those that work: thousands never end. What
-# a configuration says for a larger machine is taken on a small one, too.
-_THREADS = max(64, 4 * (os.cpu_count() or 1))
 
 
 class OnnxEncoder:
@@ -75,7 +69,7 @@ class OnnxEncoder:
         """
         if not isinstance(provider, str):
             raise ValueError(f"provider is {provider!r}; expected one name, such as {CPU!r}")
-        threads = None if threads is None else _checked_threads(threads)
+        threads = None if threads is None else checked_threads(threads)
         # As it is now: a link may lead elsewhere when a graph is first needed, or the process.
         self._folder = Path(folder).resolve()
         self.bundle = Bundle.load(self._folder)
@@ -284,7 +278,8 @@ class OnnxEncoder:
             judged = f"; {Judged.of(report['judged']).in_words()}" if "judged" in report else ""
         found = self.encode_documents(texts, want=["dense"]).vectors
         # Of no probes nothing is known.
-        if (worst := float(np.r_[(found * known).sum(1), [] if texts else -1.0].min())) < least:
+        worst = float((found * known).sum(1).min()) if texts else -1.0
+        if worst < least:
             raise BundleError(
                 f"{self._folder} gives other vectors here than where it was exported: cosine "
                 f"{worst:.6f}, expected at least {least}; export it on this machine, or in fp32"
@@ -306,18 +301,6 @@ def _directions(folder: Path, bundle: Bundle) -> Directions | None:
         return None
     with reading(folder / DIRECTIONS):
         return Directions.load(folder / DIRECTIONS)
-
-
-def _checked_threads(threads: Any) -> int:
-    """The number, if it is one and this machine would end with so many."""
-    # True is a whole number to Python.
-    whole = isinstance(threads, Integral) and not isinstance(threads, bool)
-    if not whole or not 1 <= int(threads) <= _THREADS:
-        raise ValueError(
-            f"threads is {threads!r}; it must be a whole number from 1 to {_THREADS}: more would "
-            "only wait for each other on this machine"
-        )
-    return int(threads)
 
 
 def _chosen(soft: Soft | None, group: Sequence[int]) -> Soft | None:
