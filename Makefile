@@ -11,13 +11,14 @@ export HF_HUB_OFFLINE := 1
 demo: .venv/.ready
 	.venv/bin/e2rank demo
 
-# One thread: the tests' models are tiny, and threads that wait for each other cost minutes.
+# One thread, for the tests' models are tiny and threads that wait for each other cost minutes; and
+# two processes, which take a file of tests at a time, as files share what is made once.
 test: .venv/.ready
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy e2rank benchmarks
 	.venv/bin/lint-imports
-	OMP_NUM_THREADS=1 .venv/bin/pytest -q
+	OMP_NUM_THREADS=1 .venv/bin/pytest -q -n 2 --dist loadfile
 
 # A CUDA build of torch is several gigabytes this project does not use: refuse it. Where the
 # package index offers only that build, put a CPU wheel of torch in a folder and name it in
