@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_where import NUMBERS, TEXTS, defined, documents, patient, wheres
 
@@ -38,6 +38,7 @@ def rows(connection: sqlite3.Connection, where: Mapping[str, Any], count: int) -
 
 
 @patient
+@example([{}, {"": 1}], [{"": {"exists": False}}, {"": 1}])
 @given(st.lists(documents, max_size=6), st.lists(wheres, min_size=1, max_size=3))
 def test_sql_finds_the_rows_that_the_definition_names(
     records: list[dict[str, Any]], asked: list[dict[str, Any]]

@@ -91,7 +91,7 @@ def defined(where: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
         elif key == "not":
             met = not defined(tests, metadata)
         else:
-            found = [value for name, value in walk("", metadata) if name[1:] == key]
+            found = [value for name, value in walk("", metadata) if name == f".{key}"]
             tests = tests if isinstance(tests, dict) else {"=": tests}
             met = all([passes(found, sign, value) for sign, value in tests.items()])
         if not met:
