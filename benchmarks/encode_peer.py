@@ -3,10 +3,11 @@
     python benchmarks/encode_peer.py WAY
     .work/onnx-peers-venv/bin/python benchmarks/encode_peer.py --prepare
 
-It runs in the project's environment, or for the ONNX peers in one of their own, which has no
-e2rank. Every line of its input is a JSON list of texts; it answers with a line that says how many
-seconds encoding them took, its most memory so far, and the vectors of the first few. With
-`--prepare` it exports MiniLM as sentence-transformers and optimum do, in float32 and int8.
+It runs in the project's environment, or for the ONNX and OpenVINO peers in one of their own, which
+has no e2rank. Every line of its input is a JSON list of texts; it answers with a line that says how
+many seconds encoding them took, its most memory so far, and the vectors of the first few. With
+`--prepare` it exports MiniLM as sentence-transformers and optimum do, in float32 and int8, which
+OpenVINO calibrates on abstracts of the demo collection.
 """
 
 import json
@@ -21,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from bundles import BUNDLES
-from harness import WORK, instructions
+from harness import ROOT, WORK, instructions
 
 if TYPE_CHECKING:
     # The peers' environment has no e2rank.
     from e2rank.encoders import DType
 
 MODELS = WORK / "onnx-peers-models"
-"""Two folders that `prepare` writes: of sentence-transformers, and of fastembed."""
+"""Three folders that `prepare` writes: of sentence-transformers, of OpenVINO, of fastembed."""
 
 PEERS = WORK / "onnx-peers-venv" / "bin" / "python"
 """The interpreter of the environment that `make onnx-peers` installs."""
@@ -37,6 +38,9 @@ CPU = "CPUExecutionProvider"
 FASTEMBED = "sentence-transformers/all-MiniLM-L6-v2"
 LONGEST = 256
 """Tokens that all-MiniLM-L6-v2 reads, by its card and by fastembed's list."""
+
+INT8 = "qint8_quantized"
+"""How sentence-transformers marks OpenVINO's graph with int8 weights and activations."""
 
 SHOWN = 64
 """Texts whose vectors are given back, to be compared."""
@@ -64,6 +68,12 @@ def theirs_onnx(name: str) -> Encode:
     """The same on the graph of this name that `prepare` wrote."""
     options = {"file_name": name, "provider": CPU}
     return theirs(MODELS / "sentence-transformers", backend="onnx", model_kwargs=options)
+
+
+def theirs_openvino(name: str) -> Encode:
+    """The same by OpenVINO, which computes in bfloat16 what it can where the processor has AMX."""
+    options = {"file_name": name}
+    return theirs(MODELS / "openvino", backend="openvino", model_kwargs=options)
 
 
 def fastembed() -> Encode:
@@ -104,6 +114,8 @@ OURS: dict[str, Callable[[], Encode]] = {
 OTHERS: dict[str, Callable[[], Encode]] = {
     "sentence-transformers onnx fp32": lambda: theirs_onnx("model.onnx"),
     "sentence-transformers onnx int8": lambda: theirs_onnx(int8_name()),
+    "sentence-transformers openvino": lambda: theirs_openvino("openvino_model.xml"),
+    "sentence-transformers openvino int8": lambda: theirs_openvino(f"openvino_model_{INT8}.xml"),
     "fastembed fp32": fastembed,
 }
 """Ways to run in the peers' own."""
@@ -121,7 +133,7 @@ def int8_name() -> str:
 
 
 def prepare() -> None:
-    """Export with sentence-transformers' own functions, and lay out a folder for fastembed."""
+    """Export with sentence-transformers' own functions, and lay out folders."""
     from sentence_transformers import SentenceTransformer, export_dynamic_quantized_onnx_model
 
     side = MODELS.with_suffix(".part")
@@ -139,7 +151,31 @@ def prepare() -> None:
     fields = json.loads((weights() / "tokenizer_config.json").read_text(encoding="utf-8"))
     fields["model_max_length"] = LONGEST
     (folder / "tokenizer_config.json").write_text(json.dumps(fields), encoding="utf-8")
+    prepare_openvino(side / "openvino", side / "texts")
     side.rename(MODELS)
+
+
+def prepare_openvino(folder: Path, texts: Path) -> None:
+    """The same for OpenVINO; `texts` will hold what its int8 is calibrated on."""
+    from sentence_transformers import SentenceTransformer, export_static_quantized_openvino_model
+
+    options = {"export": True}
+    model = SentenceTransformer(
+        str(weights()), device="cpu", backend="openvino", model_kwargs=options
+    )
+    model.save_pretrained(str(folder))
+    texts.mkdir()
+    shutil.copy(ROOT / "benchmarks" / "data" / "cranfield" / "corpus.jsonl", texts / "train.jsonl")
+    export_static_quantized_openvino_model(
+        model,
+        None,
+        str(folder),
+        dataset_name=str(texts),
+        dataset_config_name="default",
+        dataset_split="train",
+        column_name="text",
+        file_suffix=INT8,
+    )
 
 
 def peak_mb() -> float:

@@ -296,7 +296,9 @@ def test_the_speed_of_exported_encoders_is_the_measured_one() -> None:
     )
     text = " ".join(README.split())
     assert told in text
-    assert f"fp32: {fp32[1]:.1f} and {fp32[0]:.1f})" in text
+    assert f"fp32: {fp32[1]:.1f} and {fp32[0]:.1f};" in text
+    other = [each["sentence-transformers openvino"] for each in ratios]
+    assert f"its own OpenVINO: {other[1]:.1f} and {other[0]:.1f})" in text
     half = [each["e2rank torch bfloat16"] for each in ratios]
     assert f'`dtype="bfloat16"` {half[1]:.1f} and {half[0]:.1f} times (on AMX)' in text
     ndcg = json.loads((path.parent / "onnx.json").read_text(encoding="utf-8"))["results"]["ndcg"]
