@@ -29,7 +29,8 @@ class Indexed:
         """Join an encoder and an open store; without a store only `rank` works."""
         self.encoder = load_encoder(encoder)
         self._opened: Opened | None = None
-        self._told_of_cut = False
+        # What `add` has warned of: a service that adds one at a time would say it again and again.
+        self._told: set[str] = set()
         # How the encoder was chosen, and the name it was loaded by, if by one.
         self._chosen: EncoderChoice | None = None
         self._source = ""
@@ -56,9 +57,9 @@ class Indexed:
 
         The documents are read once and streamed: a corpus larger than memory works. How many of
         those that were encoded were longer than the encoder reads is logged, and kept in the
-        manifest. An index of vectors that documents brought has no token vectors: opened with an
-        encoder that makes them, as 'minilm' does for 'minilm-base', a rerank encodes its
-        candidates; `migrate` makes an index that stores them.
+        manifest; how many were blank is logged. An index of vectors that documents brought has no
+        token vectors: opened with an encoder that makes them, as 'minilm' does for 'minilm-base', a
+        rerank encodes its candidates; `migrate` makes an index that stores them.
 
         With `IndexConfig(passages=128)` documents are split into passages that the encoder reads
         whole (`e2rank.passages`), and go on being what is added, deleted, counted and found. Three
@@ -104,7 +105,7 @@ class Indexed:
             overwrite=overwrite,
             progress=progress,
         )
-        ingest.report()
+        ingest.report(set())
         return cls.open(folder, loaded)
 
     @classmethod
@@ -251,8 +252,8 @@ class Indexed:
         none (only where the very last step fails, making the commit itself durable, may they be
         there all the same). They are streamed, so there may be more than memory holds.
 
-        The first `add` of the engine that meets texts longer than the encoder reads logs how many;
-        the manifest counts those of every one.
+        The first `add` of the engine that meets texts longer than the encoder reads logs how many,
+        and so does the first that meets blank ones; the manifest counts the long ones of every add.
 
         Only new text is encoded. A document that is there with the same title and text, as the
         encoder reads them, keeps its stored vectors beside its new metadata; one that is the same
@@ -286,8 +287,7 @@ class Indexed:
                 done = split.count
             else:
                 done = writer.add(documents, ingest.batches, progress)
-            # Once: a service that adds one at a time would say it again and again.
-            self._told_of_cut = self._told_of_cut or ingest.report()
+            ingest.report(self._told)
         return done
 
     def delete(

@@ -1,5 +1,6 @@
 """An encoder as an index asks it for documents."""
 
+import logging
 from collections.abc import Sequence
 from typing import get_args
 
@@ -18,6 +19,8 @@ from e2rank.encoders import (
 )
 from e2rank.errors import EncoderMismatch
 from e2rank.index import BatchEncoder, EncoderInfo
+
+_log = logging.getLogger("e2rank")
 
 
 def info_of(encoder: Encoder) -> EncoderInfo:
@@ -65,7 +68,7 @@ def _other(kind: str, stored: str, makes: str) -> str:
 
 
 class Ingest:
-    """Counts the documents that are cut while an index is filled with what an encoder gives."""
+    """Counts documents that are cut or blank while an encoder fills an index."""
 
     def __init__(self, encoder: Encoder, made: EncoderInfo | None = None, what: str = "") -> None:
         """Ask `encoder` for what an index holds: one that is there, or a new one.
@@ -80,6 +83,7 @@ class Ingest:
         """
         self._encoder = encoder
         self._cut = CutTexts(encoder)
+        self._blank = 0
         self._last: Encoding | None = None
         if made is not None:
             check_same(encoder, made, what)
@@ -106,12 +110,24 @@ class Ingest:
             self._sparse if info.sparse_dim else None,
         )
 
-    def report(self) -> bool:
-        """Log how many documents were longer than a model of the encoder reads; whether any."""
-        self._cut.report()
-        return self._cut.cut > 0
+    def report(self, told: set[str]) -> None:
+        """Log how many documents were longer than a model of the encoder reads, and how many blank.
+
+        What is in `told` is not said again, and what is said is put there.
+        """
+        if self._cut.cut and "cut" not in told:
+            told.add("cut")
+            self._cut.report()
+        if self._blank and "blank" not in told:
+            told.add("blank")
+            _log.warning(
+                "%d of the documents read have neither title nor text: they are in the index, and "
+                "searches may find them, as the encoder gives a vector for no words too",
+                self._blank,
+            )
 
     def _vectors(self, texts: Sequence[str]) -> np.ndarray:
+        self._blank += sum(not text or text.isspace() for text in texts)
         self._last = self._cut.counted(encode_documents(self._encoder, texts, self._want))
         return self._last.vectors
 

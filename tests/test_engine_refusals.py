@@ -114,6 +114,20 @@ def test_an_engine_that_adds_one_at_a_time_warns_of_long_texts_once_and_counts_a
         assert engine.store.manifest.truncated == 4
 
 
+def test_documents_without_a_word_are_counted_once_a_build_and_once_an_engine(
+    documents: list[Document], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blank = [Document(f"blank {each}", " \n" * each) for each in range(3)]
+    with Engine.build([*blank, *documents[:3]], tmp_path / "index", "hashing") as engine:
+        said = "of the documents read have neither title nor text: they are in the index"
+        assert [each.split(" ")[0] for each in caplog.messages if said in each] == ["3"]
+        caplog.clear()
+        for name in ("x", "y"):
+            engine.add([Document(name, "", title=" ")])
+        assert [each.split(" ")[0] for each in caplog.messages if said in each] == ["1"]
+        assert len(engine) == 8
+
+
 class SameSize(HashingEncoder):
     """Another model of the same dimension."""
 
