@@ -265,6 +265,37 @@ def test_an_open_store_reads_on_while_its_index_is_replaced(index: Path) -> None
         assert store.search(np.eye(16)[:1], 3)[1].shape == (1, 3)
 
 
+@pytest.mark.parametrize("moment", ["_vectors", "Table", "stamps"])
+@pytest.mark.parametrize("refresh", [False, True])
+def test_an_index_that_is_replaced_while_it_is_opened_is_one_of_the_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, *, refresh: bool
+) -> None:
+    # Of the same sizes, file by file.
+    texts = [Document(str(row), f"word{row}") for row in range(9)]
+    one, other, old = (tmp_path / name for name in ("one", "other", "old"))
+    build(one, texts[::2] if refresh else texts)
+    opened = Store.open(one)
+    if refresh:
+        build(one, texts, overwrite=True)
+    build(other, texts[::-1])
+    real = getattr(segment_module, moment)
+
+    def swapped(*given: Any) -> Any:
+        if other.exists():
+            one.rename(old)
+            other.rename(one)
+        return real(*given)
+
+    monkeypatch.setattr(segment_module, moment, swapped)
+    store = opened.refreshed() if refresh else Store.open(one)
+    found = list(store)
+    assert found == texts[::-1]
+    expected = HashingEncoder(16).encode_documents([each.body for each in found]).vectors
+    np.testing.assert_allclose(store.vectors(range(9)), expected, atol=1e-6)
+    store.close()
+    opened.close()
+
+
 def test_a_filter_of_many_unknown_fields_is_warned_of_in_one_line_of_a_bounded_length(
     index: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -62,6 +62,8 @@ class Segment:
         self.files = manifest.inside(info.folder)
         for name, entry in self.files.items():
             check_size(folder / name, entry)
+        # Before any is opened, to be compared when all are.
+        self.stamps = stamps(folder, self.files)
         self._path = where = folder / info.folder
         config = manifest.index_config
         dim = manifest.encoder.dim
@@ -75,7 +77,6 @@ class Segment:
             # FAISS trusts what it reads, down to lengths and addresses.
             check_file(where / DENSE, self.files[f"{info.folder}/{DENSE}"])
             self._faiss = dense.opened(where / DENSE, self._config, self.vectors.shape)
-        self.stamps = stamps(folder, self.files)
         self.tokens = self._tokens(manifest.encoder.token_dim)
         self._proposer = self._token_index()
         self.sparse = self._sparse(manifest.encoder.sparse_dim)

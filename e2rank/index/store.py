@@ -26,6 +26,10 @@ _WARNED = 10_000
 """Fields of filters that are remembered, by their hashes: a name may be of any length."""
 
 
+class _Replaced(IndexFormatError):
+    """Files that were opened are of two indexes."""
+
+
 class Store(Rows):
     """One open index as of one commit; make it with `Store.open`."""
 
@@ -68,7 +72,7 @@ class Store(Rows):
     def _opened(
         cls, folder: Path, manifest: Manifest, known: dict[str, Segment], *, verify: bool = False
     ) -> Self:
-        """Open a commit, or a newer one where that takes away the files of this."""
+        """Open a commit, or what is there since, where its files were taken away or replaced."""
         for _ in range(_TRIES):
             opened: list[Segment] = []
             try:
@@ -79,12 +83,16 @@ class Store(Rows):
                     if old is None or not _same(old, folder, info, manifest):
                         opened.append(Segment(folder, info, manifest))
                         known = known | {info.name: opened[-1]}
-                return cls(folder, manifest, [known[each.name] for each in manifest.segments])
-            except (IndexFormatError, OSError):
+                segments = [known[each.name] for each in manifest.segments]
+                store = cls(folder, manifest, segments)
+                _check_whole(folder, manifest, segments)
+                return store
+            except (IndexFormatError, OSError) as error:
                 for each in opened:
                     each.close()
                 known = {name: each for name, each in known.items() if each not in opened}
-                if (newer := Manifest.load(folder)) == manifest:
+                newer = Manifest.load(folder)
+                if newer == manifest and not isinstance(error, _Replaced):
                     raise
                 manifest = newer
         raise IndexFormatError(f"{folder} is being changed all the time; try again later")
@@ -276,6 +284,24 @@ def _same(old: Segment, folder: Path, info: SegmentInfo, manifest: Manifest) -> 
     files = manifest.inside(info.folder)
     known = old.made == manifest.config and old.files == files
     return known and old.stamps == stamps(folder, files)
+
+
+def _check_whole(folder: Path, manifest: Manifest, segments: Sequence[Segment]) -> None:
+    """Refuse what was opened while another index was put in the place of this.
+
+    Sizes would not tell: two builds of the same documents have rows and texts of the same number.
+
+    Raises:
+        _Replaced: if the manifest, or a file, is another's by now.
+    """
+    newest = Manifest.load(folder)
+    replaced = newest != manifest and _another(manifest, newest)
+    for each in segments:
+        # A later commit may have taken some away.
+        names = each.files.keys() & newest.files.keys()
+        replaced |= stamps(folder, names) != {name: each.stamps[name] for name in names}
+    if replaced:
+        raise _Replaced(f"{folder} was replaced while it was being opened")
 
 
 def _check_files(folder: Path, manifest: Manifest, *, verify: bool) -> None:
