@@ -9,6 +9,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
 import tracemalloc
@@ -479,6 +481,28 @@ def test_an_unpacked_index_survives_a_power_cut(
     assert made == set(durable[:-1])
     # The rename itself, after everything that it shows.
     assert durable[-1] == tmp_path.stat().st_ino
+
+
+def test_what_a_killed_pack_left_is_removed_and_nothing_that_is_being_made(
+    index: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from e2rank.index.shipping import beside\n"
+        "with beside(Path(sys.argv[1])) as side:\n"
+        "    side.write_bytes(b'half'); os.kill(os.getpid(), 9)"
+    )
+    archives = [tmp_path / f"{name}.tar.zst" for name in ("i", "other")]
+    for archive in archives:
+        subprocess.run([sys.executable, "-c", code, archive], check=False)
+    (left,) = tmp_path.glob(".i.tar.zst.*.partial")
+    assert (left / "i.tar.zst").read_bytes() == b"half"
+    with shipping.beside(archives[0]) as side:
+        assert caplog.messages == [f"{left} was left by a process that was killed, and is removed"]
+        side.write_bytes(b"half")
+        assert packed(index, archives[0])
+        assert side.read_bytes() == b"half"
+    (others,) = tmp_path.glob(".*.partial")
+    assert others.name.startswith(".other")
 
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:

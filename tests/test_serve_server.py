@@ -4,6 +4,7 @@ import http.client
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,24 @@ def test_an_answer_that_nobody_reads_is_not_kept() -> None:
         deaf.sendall(head.encode() + body)
         until(lambda: bool(server.server_state.connections))
         until(lambda: not server.server_state.connections)
+
+
+def test_a_connection_too_many_is_told_so_at_once_though_none_sends_a_request(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of 66 descriptors 64 are for other files.
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (66, 1024))
+    with serving(engine) as (server, address), ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(socket.create_connection(address))
+        until(lambda: len(server.server_state.connections) == 2)
+        with socket.create_connection(address, timeout=10) as third:
+            answer = third.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["error_type"] == "Overloaded"
+        stack.close()
+        until(lambda: not server.server_state.connections)
+        assert ask(address, "/health")[0] == 200
 
 
 def test_a_server_that_is_told_to_end_answers_what_it_has_taken_first(
@@ -442,7 +461,7 @@ def test_a_commit_that_cannot_be_served_leaves_the_one_before_in_place_and_says_
         assert b"e2rank_refresh_failures_total 2.0" in service.telemetry.text()
         service.close()
     assert len(caplog.records) == 1
-    assert "cannot be served" in caplog.text
+    assert "cannot be read again" in caplog.text
 
 
 def started(folder: Path, *options: str, **environment: str) -> tuple[Any, tuple[str, int]]:
@@ -493,7 +512,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "e2rank", *words]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "in use" in done.stderr
+    assert f"cannot listen at 127.0.0.1 port {words[-1]}: Address already in use" in done.stderr
     assert "Traceback" not in done.stderr
 
 

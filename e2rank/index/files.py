@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from e2rank.durable import file_entry
+from e2rank.durable import file_entry, naming
 from e2rank.errors import IndexBusy, IndexFormatError
 
 LOCK = ".lock"
@@ -149,9 +149,10 @@ def one_writer(folder: Path) -> Iterator[FolderLock]:
                 folder,
                 _holder(path),
             )
-        file.truncate(0)
-        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
-        file.flush()
+        with naming(path):
+            file.truncate(0)
+            json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+            file.flush()
         lock = FolderLock(file, path)
         try:
             yield lock

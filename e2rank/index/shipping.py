@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -14,7 +16,7 @@ import xxhash
 
 from e2rank.durable import sync
 from e2rank.errors import IndexFormatError
-from e2rank.index.files import check_size, damaged
+from e2rank.index.files import LOCK, check_size, damaged
 from e2rank.index.manifest import NAME, Manifest
 from e2rank.index.manifest_file import MAX_BYTES
 
@@ -25,6 +27,9 @@ MAX_MANIFEST = MAX_BYTES
 
 MAX_FILES = 100_000
 """Files that a manifest from elsewhere may name."""
+
+_SIDE = ".partial"
+"""How the names of folders end in which something is made that is renamed into place."""
 
 CHUNK = 1 << 20
 """Bytes read at a time."""
@@ -38,22 +43,46 @@ _LONGEST = 100
 def beside(target: Path) -> Iterator[Path]:
     """Where to make `target` before it is renamed into place: on the same disk, gone afterwards.
 
-    The place itself does not exist yet, and has the name of the target.
+    The place itself does not exist yet, and has the name of the target. What a process left that
+    was killed while it made this target is removed.
 
     Raises:
         OSError: if the disk is full, saying so in one line.
     """
     target = target.absolute()
     near = next(parent for parent in target.parents if parent.is_dir())
+    begin = f".{target.name}."
+    _remove_left(near, begin)
     try:
-        with tempfile.TemporaryDirectory(".partial", f".{target.name}.", near) as side:
+        with (
+            tempfile.TemporaryDirectory(_SIDE, begin, near) as side,
+            (Path(side) / LOCK).open("w") as lock,
+        ):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Only what says so was ever locked.
+            lock.write(str(os.getpid()))
+            lock.flush()
             yield Path(side) / target.name
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            error.filename = error.filename or str(target)
             raise
         raise OSError(
             errno.ENOSPC, f"no space left for {target}; nothing was written: free some and repeat"
         ) from error
+
+
+def _remove_left(near: Path, begin: str) -> None:
+    """Remove the folders of `beside` whose names begin so, and whose makers are gone."""
+    for path in near.iterdir():
+        if not (path.name.startswith(begin) and path.name.endswith(_SIDE)):
+            continue
+        # One that is being made is locked, or not yet; one that others own is theirs to remove.
+        with contextlib.suppress(OSError), (path / LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.read(1):
+                shutil.rmtree(path)
+                _log.warning("%s was left by a process that was killed, and is removed", path)
 
 
 def check_free(folder: Path) -> None:

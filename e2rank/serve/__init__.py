@@ -1,6 +1,8 @@
 """An engine behind HTTP: searches, embeddings and reranks in the shapes that clients know."""
 
 import logging
+import os
+import resource
 import socket
 
 from e2rank.errors import MissingExtra
@@ -25,6 +27,9 @@ _BACKLOG = 128
 _MOST_CONNECTIONS = 1024
 """One more is told 503 at once."""
 
+_OTHER_FILES = 64
+"""Descriptors that are left for the index and the log, where a process may have few."""
+
 __all__ = ["Service", "make_app", "run"]
 
 
@@ -34,6 +39,12 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         OSError: if the address is taken, or is none of this machine.
     """
+    listening = _bound(host, port)
+    listening.listen(_BACKLOG)
+    return listening
+
+
+def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # By its protocol asyncio knows that small packets are to be sent at once: `create_server` does
     # not name it, and an answer then waits 40 ms for the caller's acknowledgement.
@@ -41,9 +52,11 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
-        listening.listen(_BACKLOG)
-    except BaseException:
+    except BaseException as error:
         listening.close()
+        if isinstance(error, OSError) and error.errno:
+            what = f"cannot listen at {host} port {port}: {os.strerror(error.errno)}"
+            raise OSError(error.errno, what) from error
         raise
     return listening
 
@@ -70,21 +83,28 @@ def run(service: Service, *, host: str = "127.0.0.1", port: int = 8080, key: str
         ValueError: for a key that no header can hold.
     """
     app = make_app(service, key=key)
-    # Before anybody can call: what cannot search does not start.
-    service.warm()
-    with listen(host, port) as listening:
+    with _bound(host, port) as listening:
+        # Before anybody can call: what cannot search does not start.
+        service.warm()
+        listening.listen(_BACKLOG)
         _log.info("%s at %s", service.name, address(listening))
         uvicorn.Server(configured(app, service.seconds)).run(sockets=[listening])
 
 
 def configured(app: ASGIApp, seconds: float) -> uvicorn.Config:
     """How uvicorn runs it, for callers that may take so long."""
+    # Where there are no more descriptors asyncio takes no connection, and says so without end.
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = _MOST_CONNECTIONS
+    if files != resource.RLIM_INFINITY:
+        most = min(most, max(1, files - _OTHER_FILES))
     return uvicorn.Config(
         app,
-        http=patient(seconds),
+        http=patient(seconds, most),
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=int(seconds) + 1,
-        limit_concurrency=_MOST_CONNECTIONS,
+        # What is over `most` is closed; of those that are not, uvicorn would refuse the last.
+        limit_concurrency=most + 1,
         backlog=_BACKLOG,
     )

@@ -1,4 +1,4 @@
-"""Connections that are not waited for: no request comes, or nobody reads the answer."""
+"""Connections that are not kept: no request comes, nobody reads the answer, or they are many."""
 
 import asyncio
 from typing import Any
@@ -8,16 +8,30 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 _Base: Any = AutoHTTPProtocol  # its kind depends on what is installed
 
 
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    b"Connection: close\r\n\r\n"
+    b'{"error": "too many connections are open", "error_type": "Overloaded"}'
+)
+
+
 class Patient(_Base):  # type: ignore[misc]
-    """uvicorn's protocol, which would wait for ever for the head of a request and for a reader."""
+    """uvicorn's protocol, which would wait for ever for the head of a request and for a reader.
+
+    It would also keep any number of connections, and refuse their requests only.
+    """
 
     seconds = 30.0
+    most = 1024
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Wait for the first request."""
+        """Wait for the first request, or refuse one connection too many before it."""
         super().connection_made(transport)
         self._head = self._later(self._without_request)
         self._stalled: asyncio.TimerHandle | None = None
+        if len(self.connections) > self.most:
+            transport.write(_FULL)
+            transport.close()
 
     def on_response_complete(self) -> None:
         """Wait for the next one."""
@@ -53,6 +67,6 @@ class Patient(_Base):  # type: ignore[misc]
             self.transport.close()
 
 
-def patient(seconds: float) -> type[Patient]:
-    """The protocol for servers that wait so long."""
-    return type("Patient", (Patient,), {"seconds": seconds})
+def patient(seconds: float, most: int) -> type[Patient]:
+    """The protocol for servers that wait so long, and keep so many connections."""
+    return type("Patient", (Patient,), {"seconds": seconds, "most": most})

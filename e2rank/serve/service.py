@@ -109,7 +109,7 @@ class Service:
             self.telemetry.stale.inc()
             if str(error) != self._complaint:
                 self._complaint = str(error)
-                _log.error("the newest commit cannot be served, the one before is: %s", error)
+                _log.error("the index cannot be read again, what was open is served: %s", error)
 
     def close(self) -> None:
         """Stop the workers when they have done what waits, or the time for that is over."""

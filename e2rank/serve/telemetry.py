@@ -51,7 +51,9 @@ class Telemetry:
             registry=self._all,
         )
         self.stale = Counter(
-            "e2rank_refresh_failures", "Commits that could not be taken up.", registry=self._all
+            "e2rank_refresh_failures",
+            "Looks for a newer commit that failed: what is served may be old.",
+            registry=self._all,
         )
 
     def watch(self, lanes: Sequence[Lane], engine: Engine) -> None:
