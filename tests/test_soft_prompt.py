@@ -95,7 +95,7 @@ def test_a_prompt_is_the_models_own_forward_of_query_and_soft_tokens(contract: C
     one, two = ((weights[f"soft.project.{n}.weight"], weights[f"soft.project.{n}.bias"])
                 for n in (0, 2))  # fmt: skip
     ids = torch.tensor([encoder.words.queries([query])[0].ids])
-    model: Any = encoder._asking.model
+    model: Any = encoder.asking.model
     for vectors in shown:
         rows = torch.nn.functional.gelu(torch.tensor(vectors) * 32**0.5 @ one[0].T + one[1])
         rows = rows @ two[0].T + two[1]

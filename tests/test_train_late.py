@@ -16,9 +16,12 @@ from train_support import OTHERS, WORDS, bert_base, write_lists
 from e2rank.encoders.adapter import Adapter
 from e2rank.encoders.heads import TokenHead
 from e2rank.encoders.presets import load_encoder
+from e2rank.encoders.soft import word_embeddings
+from e2rank.encoders.sparse import SparseHead
 from e2rank.encoders.torch import TorchEncoder
 from e2rank.errors import CorpusError, EncodingError
 from e2rank.scores import maxsim as maxsim_of_arrays
+from e2rank.train import late
 from e2rank.train.examples import Example
 from e2rank.train.late import (
     LateConfig,
@@ -294,6 +297,41 @@ def test_a_trained_head_can_be_the_base_of_another(
     assert encoder.encode_documents(["wing"]).token_vectors[0].shape == (3, 4)
 
 
+def test_a_head_leaves_what_its_base_holds_and_learns_from_the_queries_that_it_serves(
+    base: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = load_encoder(base, device="cpu")
+    name = next(name for name, _ in plain.tower.model.named_modules() if name.endswith(".query"))
+    draw = torch.Generator().manual_seed(0)
+    updates = {f"lora.{name}.{part}": torch.randn(*shape, generator=draw)
+               for part, shape in (("A", (2, 32)), ("B", (32, 2)))}  # fmt: skip
+    words = SparseHead(word_embeddings(plain.tower), 64)
+    sparse = {f"sparse.{name}": each for name, each in words.state_dict().items()}
+    contract = dataclasses.replace(plain.contract, sparse_dim=len(words.bias), token_layers=2)
+    old = Adapter(base=plain.fingerprint, base_name=base, contract=contract, lora_scale=0.5,
+                  weights=updates | sparse, about={"mine": 1})  # fmt: skip
+    old.save(tmp_path / "old")
+    read: list[Lists] = []
+    monkeypatch.setattr(late, "fit", lambda lists, *rest: read.append(lists) or fit(lists, *rest))
+    out = train_tokens(settings(data, tmp_path / "out", base=str(tmp_path / "old"), steps=2))
+    found = Adapter.load(out)
+    assert (found.base_name, found.lora_scale, found.about["mine"]) == (base, 0.5, 1)
+    assert all(torch.equal(found.weights[name], each) for name, each in old.weights.items())
+    one, other = (load_encoder(each, device="cpu") for each in (tmp_path / "old", out))
+    texts = [each.query for each in read[0].examples[:3]]
+    mine, theirs = (each.encode_queries(texts).vectors for each in (one, other))
+    assert_close(mine, theirs, 1e-6)
+    assert np.abs(theirs - plain.encode_queries(texts).vectors).max() > 1e-3
+    head = other._tokens
+    with torch.no_grad():
+        for rows, served in zip(read[0].queries, other.encode_queries(texts).token_vectors,
+                                strict=False):  # fmt: skip
+            assert_close(head.queries(rows.float()).numpy(), served, 0.02)
+    with pytest.raises(ValueError, match="token_layers is 1; expected 2, which the sparse head"):
+        train_tokens(settings(data, tmp_path / "b", base=str(tmp_path / "old"), token_layers=1))
+    assert not (tmp_path / "b").exists()
+
+
 def test_progress_is_told_after_every_step(states: Lists) -> None:
     done: list[int] = []
     fit(states, settings("unused", steps=4), done.append)
@@ -317,7 +355,7 @@ def test_a_head_that_left_the_finite_numbers_is_not_saved(
     changes = {"base": base, "learning_rate": rate, "warmup": 0, "steps": steps}
     with pytest.raises(EncodingError, match=message):
         train_tokens(settings(data, tmp_path / "out", **changes))
-    assert not (tmp_path / "out").exists()
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_a_head_whose_scores_would_be_infinite_is_refused(

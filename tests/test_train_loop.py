@@ -1,6 +1,7 @@
 """Runs: they learn, go on where they were interrupted, and say what they did."""
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -116,6 +117,45 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
     left = {path.name for path in out.iterdir()}
     assert "checkpoint.pt" not in left
     assert not [each for each in left if each.startswith(("documents-", "unchecked"))]
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_a_result_that_could_not_be_written_is_not_trained_again(
+    bert: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, documents: bool
+) -> None:
+    tune = {"train_documents": True, "tune": "full"} if documents else {}
+    config = support.config(bert, data, tmp_path / "out", steps=3, **tune)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("e2rank.train.saving.save", full)
+        with pytest.raises(OSError, match="no space"):
+            train(config)
+    again: list[int] = []
+    out = train(config, resume=True, progress=again.append)
+    assert not again
+    whole = train(support.config(bert, data, tmp_path / "whole", steps=3, **tune))
+    assert support.losses(out) == support.losses(whole)
+    name = "model.safetensors" if documents else "adapter.safetensors"
+    mine, theirs = load_file(out / name), load_file(whole / name)
+    assert all(torch.equal(mine[each], theirs[each]) for each in theirs)
+
+
+def test_a_run_that_was_killed_as_it_read_the_documents_can_be_resumed(
+    bert: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = support.config(bert, data, tmp_path / "out", steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("e2rank.train.model.tune", lambda *_: killed_after(0)(0))
+        with pytest.raises(Killed):
+            train(config)
+    assert [each.name[:10] for each in (tmp_path / "out").iterdir()] == ["documents-"]
+    with pytest.raises(ValueError, match="or resume=True to go on with it"):
+        train(config)
+    monkeypatch.setattr("e2rank.encoders.tokens.Wording.documents", None)
+    assert len(support.losses(train(config, resume=True))) == 2
 
 
 def test_a_resumed_run_does_not_read_frozen_documents_again(

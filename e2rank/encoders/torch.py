@@ -95,7 +95,7 @@ class TorchEncoder:
         self.tower = Tower(model, contract, head=head, side=padding_side)
         self.tower.to(self.device, self.dtype).eval()
         self.batch_tokens = 4096 if self.device.type == "cpu" else 65_536
-        self._asking = self.tower
+        self.asking = self.tower
         self._tokens: TokenHead | None = None
         self._soft: SoftPrompt | None = None
         self._sparse: SparseHead | None = None
@@ -131,7 +131,7 @@ class TorchEncoder:
         adapted.adapter = adapter
         adapted._moved = adapter.query_map()
         adapted._directions = adapter.directions()
-        adapted._asking = adapter.on(self.tower)
+        adapted.asking = adapter.on(self.tower)
         adapted._tokens = adapter.token_head(self.tower)
         adapted._soft = adapter.soft_prompt(self.tower)
         adapted.token_fingerprint = adapter.token_fingerprint if adapted._tokens else ""
@@ -170,7 +170,7 @@ class TorchEncoder:
         """
         head = self._tokens
         run = self._run(
-            self._asking,
+            self.asking,
             layers=self.contract.token_layers if head else 0,
             tokens=head.many_queries if head else None,
         )
@@ -230,7 +230,7 @@ class TorchEncoder:
         Source: E2Rank, arXiv 2510.22733.
         """
         prompts = self.words.prompts(queries, documents)
-        return self._run(self._asking).encoding(prompts, self.batch_tokens, "encoding prompts")
+        return self._run(self.asking).encoding(prompts, self.batch_tokens, "encoding prompts")
 
     def encode_vector_prompts(
         self, queries: Sequence[str], asked: np.ndarray, vectors: Sequence[np.ndarray]
@@ -260,7 +260,7 @@ class TorchEncoder:
                 f"{sorted(shapes)}; expected a vector a query, and rows of {dim}"
             )
         texts = self.words.vector_prompts(queries, [len(each) for each in vectors])
-        run = self._run(self._asking, soft=self._soft, shown=vectors)
+        run = self._run(self.asking, soft=self._soft, shown=vectors)
         read = run.encoding(texts, self.batch_tokens, "encoding prompts")
         with torch.inference_mode():
             given = [torch.tensor(each, device=self.device) for each in (asked, read.vectors)]

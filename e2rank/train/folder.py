@@ -8,6 +8,9 @@ from e2rank.train.checkpoint import Checkpoint
 from e2rank.train.distributed import World
 from e2rank.train.log import NAME as LOG
 
+FROZEN = "documents-*"
+"""Vectors of documents that stay as they are."""
+
 _log = logging.getLogger("e2rank")
 
 
@@ -24,13 +27,15 @@ def claim(out: Path, resume: bool, world: World) -> Checkpoint | None:
     Raises:
         ValueError: if the folder is taken, or holds no run to resume.
     """
+    # Vectors of documents that stay as they are come before the log.
+    begun = (out / LOG).is_file() or any(out.glob(FROZEN))
     finished = any((out / name).is_file() for name in ("adapter.json", "contract.json"))
     if resume:
         if finished:
             raise ValueError(f"{out} holds a finished run; there is nothing to resume")
         if (out / checkpoint.NAME).is_file():
             return Checkpoint.load(out)
-        if not (out / LOG).is_file():
+        if not begun:
             raise ValueError(f"{out} holds no run to resume; leave out resume=True")
         if world.main:
             _log.warning(
@@ -40,7 +45,7 @@ def claim(out: Path, resume: bool, world: World) -> Checkpoint | None:
     if not world.main:
         return None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        hint = "" if finished or not (out / LOG).is_file() else ", or resume=True to go on with it"
+        hint = "" if finished or not begun else ", or resume=True to go on with it"
         raise ValueError(f"{out} is not empty; name a new folder{hint}")
     out.mkdir(parents=True, exist_ok=True)
     return None
@@ -48,5 +53,5 @@ def claim(out: Path, resume: bool, world: World) -> Checkpoint | None:
 
 def tidy(out: Path) -> None:
     """Remove what only a resumed run would need."""
-    for file in (out / checkpoint.NAME, *out.glob("documents-*.npy")):
+    for file in (out / checkpoint.NAME, *out.glob(FROZEN)):
         file.unlink(missing_ok=True)

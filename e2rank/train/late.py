@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from e2rank.encoders.adapter import TOKENS, Adapter
+from e2rank.encoders.adapter import TOKENS
 from e2rank.encoders.heads import TokenHead
 from e2rank.encoders.presets import load_encoder
 from e2rank.encoders.torch import TorchEncoder
@@ -19,10 +19,11 @@ from e2rank.train.lists import check_order
 from e2rank.train.losses import soft_kl
 from e2rank.train.ranges import as_tuple, check_ranges, check_strings
 from e2rank.train.states import (
-    check_new,
+    beside,
     check_transformer,
     descend,
     forever,
+    make_new,
     read_texts,
     recipe_of,
 )
@@ -48,7 +49,8 @@ class LateConfig:
         fusion_weight: share of late interaction against the first stage, for the contract.
         lists: lists a step.
         steps: steps of the optimizer.
-        learning_rate: its peak; it rises over `warmup` steps, then falls to zero.
+        learning_rate: what it falls from, over all steps to zero; over the first `warmup` it is
+            multiplied by a share that rises to 1, so its peak is below.
         warmup: steps.
         weight_decay: of AdamW.
         temperature: the teacher's scores are divided by it.
@@ -110,7 +112,7 @@ class Lists:
 
 
 def train_tokens(config: LateConfig, *, progress: Callable[[int], None] | None = None) -> Path:
-    """Train a token head and write it as an adapter; gives its folder.
+    """Train a token head and write it as an adapter, beside what the base's holds; its folder.
 
     Raises:
         ValueError: if `out` is taken, or the base is no transformer, or too small for the head.
@@ -118,29 +120,24 @@ def train_tokens(config: LateConfig, *, progress: Callable[[int], None] | None =
         EncodingError: if the loss, or a weight of the result, is a NaN or an infinity.
     """
     out = Path(config.out)
-    check_new(out)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     base = check_transformer(load_encoder(config.base), config.base)
     _check_room(base, config)
     examples = read_lists(config.data, config.corpora)
     check_order(examples, config.data)
+    make_new(out)
     lists = read_states(base, examples, config.token_layers)
     head = fit(lists, config, progress)
-    adapter = Adapter(
-        base=base.fingerprint,
-        base_name=base.name,
-        contract=dataclasses.replace(
-            base.contract,
-            token_dim=config.token_dim,
-            token_layers=config.token_layers,
-            fusion_weight=config.fusion_weight,
-            rerank="tokens",
-        ),
-        weights={f"{TOKENS}{name}": each for name, each in head.state_dict().items()},
-        about={"recipe": recipe_of(config), "lists": len(examples)},
+    contract = dataclasses.replace(
+        base.contract,
+        token_dim=config.token_dim,
+        token_layers=config.token_layers,
+        fusion_weight=config.fusion_weight,
+        rerank="tokens",
     )
-    adapter.save(out)
+    about: dict[str, Any] = {"recipe": recipe_of(config), "lists": len(examples)}
+    beside(base, TOKENS, head, contract, about).save(out)
     return out
 
 
@@ -148,7 +145,8 @@ def read_states(encoder: TorchEncoder, examples: Sequence[Example], layers: int)
     """Read every query and every distinct document once."""
     distinct = list(dict.fromkeys(text for each in examples for text in each.documents))
     place_of = {text: place for place, text in enumerate(distinct)}
-    asked = read_texts(encoder, encoder.words.queries([each.query for each in examples]), layers)
+    queries = encoder.words.queries([each.query for each in examples])
+    asked = read_texts(encoder, queries, layers, asked=True)
     found = read_texts(encoder, encoder.words.documents(distinct), layers)
     places = [[place_of[text] for text in each.documents] for each in examples]
     vectors = torch.stack([vector for vector, _ in found])
@@ -237,4 +235,10 @@ def _check_room(base: TorchEncoder, config: LateConfig) -> None:
     if config.token_dim > (width := config.token_layers * shape.hidden_size):
         raise ValueError(
             f"token_dim is {config.token_dim}; the states it is made from are {width} long"
+        )
+    own = base.contract
+    if own.sparse_dim and config.token_layers != own.token_layers:
+        raise ValueError(
+            f"token_layers is {config.token_layers}; expected {own.token_layers}, which the sparse "
+            f"head of {base.name} reads"
         )

@@ -114,7 +114,8 @@ def _train(
         )
         if run.done % config.dev_every == 0 or run.done == run.total:
             _measure(run)
-        if run.done % config.save_every == 0 and run.done < run.total:
+        if run.done % config.save_every == 0 or run.done == run.total:
+            # At the end too: a result that cannot be written is not trained again.
             _save(run)
         progress(run.done)
     return _finish(run)
@@ -134,8 +135,9 @@ def _begin(config: TrainConfig, world: World, resume: bool) -> _Run:
     if saved is not None:
         saved.check_base(trainee.fingerprint)
     check_room(trainee, config, examples)
-    frozen = None if config.train_documents else freeze(trainee, examples, out, world)
+    # Before the documents are read, which takes longest: it may not be there.
     dev = load_dev(config, trainee) if world.main else None
+    frozen = None if config.train_documents else freeze(trainee, examples, out, world)
     torch.manual_seed(config.seed)
     model.tune(trainee, config)
     weights = trainee.weights()

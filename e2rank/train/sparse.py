@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from e2rank.encoders.adapter import SPARSE, Adapter
+from e2rank.encoders.adapter import SPARSE
 from e2rank.encoders.presets import load_encoder
 from e2rank.encoders.soft import word_embeddings
 from e2rank.encoders.sparse import SparseHead
@@ -19,7 +19,7 @@ from e2rank.train.lists import check_order
 from e2rank.train.losses import soft_kl
 from e2rank.train.material import Asked, Material, read_material
 from e2rank.train.ranges import as_tuple, check_ranges, check_strings
-from e2rank.train.states import check_new, check_transformer, descend, forever, recipe_of
+from e2rank.train.states import beside, check_transformer, descend, forever, make_new, recipe_of
 
 _log = logging.getLogger("e2rank")
 
@@ -55,7 +55,8 @@ class SparseConfig:
         lists: lists a step.
         pairs_a_step: pairs a step.
         steps: steps of the optimizer.
-        learning_rate: its peak; it rises over `warmup` steps, then falls to zero.
+        learning_rate: what it falls from, over all steps to zero; over the first `warmup` it is
+            multiplied by a share that rises to 1, so its peak is below.
         table_rate: what the learning rate of the query table and the biases is multiplied with.
         warmup: steps.
         weight_decay: of AdamW; none for the table and the biases.
@@ -111,7 +112,6 @@ def train_sparse(config: SparseConfig, *, progress: Callable[[int], None] | None
         EncodingError: if the loss, or a weight of the result, is a NaN or an infinity.
     """
     out = Path(config.out)
-    check_new(out)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     base = check_transformer(load_encoder(config.base), config.base)
@@ -120,22 +120,15 @@ def train_sparse(config: SparseConfig, *, progress: Callable[[int], None] | None
     # Two queries of one file are enough for InfoNCE, whatever the lists say.
     asked = [len({each.query for each in file}) for file in pairs]
     check_order(lists, config.data, others=any(count > 1 for count in asked))
+    make_new(out)
     material = read_material(base, lists, pairs)
     torch.manual_seed(config.seed)
     head = SparseHead(word_embeddings(base.tower).cpu(), material.states[0].shape[1])
     fit(head, material, config, progress)
-    old = base.adapter
-    adapter = Adapter(
-        base=base.fingerprint,
-        base_name=old.base_name if old else base.name,
-        contract=dataclasses.replace(
-            base.contract, sparse_dim=len(head.bias), sparse_terms=config.sparse_terms
-        ),
-        weights=_kept(old) | {f"{SPARSE}{name}": each for name, each in head.state_dict().items()},
-        lora_scale=old.lora_scale if old else 1.0,
-        about=(old.about if old else {}) | {"sparse": recipe_of(config)},
+    contract = dataclasses.replace(
+        base.contract, sparse_dim=len(head.bias), sparse_terms=config.sparse_terms
     )
-    adapter.save(out)
+    beside(base, SPARSE, head, contract, {"sparse": recipe_of(config)}).save(out)
     return out
 
 
@@ -262,8 +255,3 @@ class _Drawn:
         least = min(_COMMON_ROWS, self._terms // 2)
         count = min(self._config.columns, self._terms - least)
         return lists, pairs, self._random.sample(range(least, self._terms), count)
-
-
-def _kept(adapter: Adapter | None) -> dict[str, torch.Tensor]:
-    weights = adapter.weights if adapter else {}
-    return {name: each for name, each in weights.items() if not name.startswith(SPARSE)}

@@ -3,12 +3,15 @@
 import dataclasses
 import logging
 import random
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from e2rank.contract import Contract
+from e2rank.encoders.adapter import Adapter
 from e2rank.encoders.batching import batches
 from e2rank.encoders.tokens import Tokens
 from e2rank.encoders.torch import TorchEncoder
@@ -19,12 +22,20 @@ _log = logging.getLogger("e2rank")
 
 @torch.inference_mode()
 def read_texts(
-    encoder: TorchEncoder, texts: Sequence[Tokens], layers: int
+    encoder: TorchEncoder, texts: Sequence[Tokens], layers: int, *, asked: bool = False
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The vector, and the (t, width) float16 states in the last layers, of each text."""
+    """The vector, and the (t, width) float16 states in the last layers, of each text.
+
+    Args:
+        encoder: whose states are read.
+        texts: as its wording gives them.
+        layers: how many of the last.
+        asked: whether they are queries, which an adapter may read by other weights.
+    """
+    tower = encoder.asking if asked else encoder.tower
     out: list[Any] = [None] * len(texts)
     for group in batches([len(each.ids) for each in texts], encoder.batch_tokens):
-        read = encoder.tower([texts[place] for place in group], layers)
+        read = tower([texts[place] for place in group], layers)
         for place, vector, states in zip(group, read.vectors, read.states, strict=True):
             # A copy: a slice would keep the states of its whole batch alive.
             out[place] = (vector.cpu().clone(), states.half().cpu().clone())
@@ -64,6 +75,31 @@ def descend(
             progress(step + 1)
 
 
+def beside(
+    base: TorchEncoder, part: str, head: torch.nn.Module, contract: Contract, about: dict[str, Any]
+) -> Adapter:
+    """The adapter of a new head, beside all that its base holds.
+
+    Args:
+        base: what it was trained on, perhaps an adapter.
+        part: what the names of the head's weights begin with.
+        head: the new one; one of that part which the base has goes.
+        contract: the base's, with what the head changes.
+        about: how it was trained.
+    """
+    old = base.adapter
+    weights = old.weights if old else {}
+    rest = {name: each for name, each in weights.items() if not name.startswith(part)}
+    return Adapter(
+        base=base.fingerprint,
+        base_name=old.base_name if old else base.name,
+        contract=contract,
+        weights=rest | {f"{part}{name}": each for name, each in head.state_dict().items()},
+        lora_scale=old.lora_scale if old else 1.0,
+        about=(old.about if old else {}) | about,
+    )
+
+
 def recipe_of(config: Any) -> dict[str, Any]:
     """What a head's adapter keeps of how it was trained: all that its weights depend on."""
     fields = dataclasses.asdict(config)
@@ -79,14 +115,18 @@ def forever(n: int, seed: int) -> Iterator[int]:
         yield from order
 
 
-def check_new(out: Path) -> None:
-    """Refuse to write where something is.
+def make_new(out: Path) -> None:
+    """Make the folder of a result, before the hours that it takes; refuse one that is taken.
 
     Raises:
         ValueError: if `out` is a file or a folder that is not empty.
+        OSError: if it cannot be made or written.
     """
     if out.is_file() or (out.exists() and any(out.iterdir())):
         raise ValueError(f"{out} is not empty; choose a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out):
+        pass
 
 
 def check_transformer(encoder: object, name: str) -> TorchEncoder:
