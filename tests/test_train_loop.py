@@ -168,6 +168,20 @@ def test_a_resumed_run_does_not_read_frozen_documents_again(
     train(config, resume=True)
 
 
+@pytest.mark.parametrize("left", [0, 90, 3000])
+def test_frozen_documents_of_a_file_that_was_cut_are_read_again(
+    bert: str, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, left: int
+) -> None:
+    config = support.config(bert, data, tmp_path / "out", steps=2, save_every=1)
+    with pytest.raises(Killed):
+        train(config, progress=killed_after(1))
+    (file,) = (tmp_path / "out").glob("documents-*.npy")
+    assert file.stat().st_size > left
+    os.truncate(file, left)
+    train(config, resume=True)
+    assert f"{file} is damaged, and documents are read again" in caplog.text
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_again_and_says_so(
     bert: str, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

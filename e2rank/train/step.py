@@ -1,6 +1,7 @@
 """One step: the texts of a batch, their vectors, the loss, and the gradient of the weights."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from e2rank.durable import sync
 from e2rank.encoders.batching import batches
 from e2rank.encoders.tokens import Tokens
 from e2rank.train import distributed
@@ -19,6 +21,8 @@ from e2rank.train.finite import check_loss
 from e2rank.train.model import Trainee
 from e2rank.train.objective import Losses, objective, targets
 from e2rank.train.sampling import ListBatch
+
+_log = logging.getLogger("e2rank")
 
 
 def learn(
@@ -106,14 +110,30 @@ def freeze(trainee: Trainee, examples: Sequence[Example], out: Path, world: Worl
         digest.update(hashlib.blake2b(text.encode(), digest_size=16).digest())
     file = out / f"documents-{digest.hexdigest()}.npy"
     places = {text: place for place, text in enumerate(texts)}
+    kept = _kept(file, len(texts))
     # All processes or none, as those that do not read the file meet in `gather`.
-    if distributed.mean(float(file.is_file())) == 1.0:
-        return Frozen(np.load(file, mmap_mode="r"), places)
+    if distributed.mean(float(kept is not None)) == 1.0 and kept is not None:
+        return Frozen(kept, places)
     own = trainee.encode(trainee.words.documents(split(texts, world)))
     vectors = gather(torch.from_numpy(own)).cpu().numpy()
     if world.main:
         part = file.with_suffix(".part")
         with part.open("wb") as raw:
             np.save(raw, vectors)
+        sync(part)
         part.replace(file)
     return Frozen(vectors, places)
+
+
+def _kept(file: Path, count: int) -> np.ndarray | None:
+    """The vectors of so many documents that a run wrote before, or None to read them again."""
+    if not file.is_file():
+        return None
+    try:
+        vectors = np.lib.format.open_memmap(file, mode="r")
+        if len(vectors) != count:
+            raise ValueError(f"it holds {len(vectors)} vectors, expected {count}")
+    except Exception as error:  # numpy raises what it likes
+        _log.warning("%s is damaged, and documents are read again: %s", file, error)
+        return None
+    return vectors
