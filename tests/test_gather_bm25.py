@@ -3,6 +3,7 @@
 import builtins
 import logging
 import math
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from e2rank import Document, Engine, IndexConfig, MissingExtra
 from e2rank.config import LANGUAGES
-from e2rank.gather.bm25 import Bm25
+from e2rank.gather.bm25 import Bm25, _word
 
 WORDS = ["wing", "wings", "winged", "heat", "Heating", "the", "of", "flow", "x", "2nd", "a_b"]
 TEXTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join), max_size=8)
@@ -277,3 +278,33 @@ def test_pairs_of_characters_are_counted_as_words_are() -> None:
     for query in ("東京", "日本の首"):
         expected = Bm25(spaced).scores([{"東京": "東京", "日本の首": "日本 本の の首"}[query]])
         np.testing.assert_array_equal(Bm25(whole).scores([query]), expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("हिन्दी भाषा भारत में बोली जाती है", "हिन्दी"),
+        ("தமிழ் மொழி", "மொழி"),
+        ("ภาษาไทยเป็นภาษาราชการ", "ภาษาไทย"),
+        ("می‌خواهم کتاب بخوانم", "می‌خواهم"),
+        ("ein Cafe\u0301 in Zu\u0308rich", "Café Zürich"),
+        ("ein Café in Zürich", "Cafe\u0301 Zu\u0308rich"),
+        ("a 猫 there", "猫"),
+    ],
+)
+def test_words_are_whole_with_their_marks_in_any_script(text: str, asked: str) -> None:
+    bm25 = Bm25([text, "ein Cafein रत வே การ می"], IndexConfig(bm25_language=""))
+    (found,) = bm25.scores([asked])
+    assert found[0] > found[1]
+
+
+def test_one_mark_more_is_another_word_and_no_mark_is_a_word() -> None:
+    bm25 = Bm25(["किताब पढ़ो", "हिन्दी"], IndexConfig(bm25_language=""))
+    asked = ["किताबें", "ताब", "कि", "दी", "ी"]
+    np.testing.assert_array_equal(bm25.scores(asked), np.zeros((5, 2)))
+
+
+@given(st.text(st.characters(codec="ascii") | st.sampled_from("éßжя…—“ſ²")))
+def test_of_texts_without_marks_words_are_those_of_bm25s(text: str) -> None:
+    lowered = text.lower()
+    assert re.findall(_word(), lowered) == re.findall(r"(?u)\b\w\w+\b", lowered)

@@ -3,8 +3,10 @@
 import logging
 import re
 import time
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -19,8 +21,12 @@ from e2rank.index.manifest import Manifest
 
 _log = logging.getLogger("e2rank")
 
-# Han characters, kana and the marks among them, of which two and more stand without a blank.
-_UNSPACED = re.compile("[\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]{2,}")
+# Han characters, kana and the marks among them; Thai, Lao, Burmese and Khmer letters and marks.
+_HAN = "\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_UNSPACED = re.compile(f"[{_HAN}\u0e01-\u0e4e\u0e81-\u0ece\u1000-\u103f\u1780-\u17d3]{{2,}}")
+
+_JOINERS = "\u200c\u200d"
+"""They stand within words of Persian and of Indian languages."""
 
 
 class Bm25:
@@ -29,10 +35,12 @@ class Bm25:
     `score(q, d) = sum over words t of q of idf(t) * tf / (tf + k1 * (1 - b + b * |d| / avg))` with
     `idf(t) = log(1 + (N - df + 0.5) / (df + 0.5))`: the variant that bm25s calls "lucene", by
     default with k1 = 1.5 and b = 0.75 as there. A word that stands twice in the query counts twice.
-    Words are runs of two or more letters, digits or underscores in lower case, without the stop
-    words that bm25s has of the language (33 of English), stemmed by PyStemmer's stemmer of it. Of
-    Chinese and Japanese, which put no blanks between words, every two neighbouring characters are
-    one, as Lucene's analyzer of these has it.
+    Words are runs of two or more letters with their marks, digits or underscores in lower case,
+    without the stop words that bm25s has of the language (33 of English), stemmed by PyStemmer's
+    stemmer of it; letters are composed with their marks where Unicode can (NFC). Of Chinese and
+    Japanese, which put no blanks between words, every two neighbouring characters are one, and a
+    character that stands alone, as Lucene's analyzer of these has it; of Thai, Lao, Burmese and
+    Khmer every two letters or marks.
     Scores are float32. An index says its own in `IndexConfig(bm25_language=, bm25_k1=, bm25_b=)`.
 
     Source: bm25s, arXiv 2407.03618.
@@ -150,11 +158,23 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
 
 def _spaced(text: str) -> str:
     """The text with blanks about every two neighbouring characters of what is written without."""
-    return text if text.isascii() else _UNSPACED.sub(_pairs, text)
+    if text.isascii():
+        return text
+    return _UNSPACED.sub(_pairs, unicodedata.normalize("NFC", text))
 
 
 def _pairs(run: re.Match[str]) -> str:
     return f" {' '.join(map(''.join, pairwise(run[0])))} "
+
+
+@cache
+def _word() -> str:
+    """The pattern of a word: Python's own leaves out the marks that are written as part of one."""
+    places = (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))
+    marks = (chr(each) for each in places if unicodedata.category(chr(each)).startswith("M"))
+    # First what nearly all words are, as the class of marks takes five times as long to look at.
+    plain = r"\b\w\w+\b(?![^\x00-\x7f])"
+    return rf"{plain}|\w[\w{''.join(marks)}{_JOINERS}]+|[{_HAN}]"
 
 
 def _wording(language: str) -> dict[str, Any]:
@@ -162,11 +182,12 @@ def _wording(language: str) -> dict[str, Any]:
         import Stemmer
     except ImportError as error:
         raise MissingExtra("Stemmer", extra="bm25") from error
+    options = {"token_pattern": _word(), "show_progress": False}
     if not language:
-        return {"stopwords": None, "stemmer": None, "show_progress": False}
+        return {"stopwords": None, "stemmer": None} | options
     # Made anew each time, as a stemmer is not for several threads.
     stemmer = Stemmer.Stemmer(language)
-    return {"stopwords": language, "stemmer": stemmer, "show_progress": False}
+    return {"stopwords": language, "stemmer": stemmer} | options
 
 
 def _bm25s() -> Any:
