@@ -327,3 +327,9 @@ def test_commits_and_merges_are_logged(folder: Path, caplog: pytest.LogCaptureFi
         f"{folder}: 2 segments merged into segment 000003 of 19 documents",
         f"{folder}: commit 3: 19 documents in 1 segments; before, 19 in 2",
     ]
+
+
+def test_a_system_without_locks_is_told_so_on_import() -> None:
+    code = "import sys; sys.modules['fcntl'] = None; import e2rank"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ImportError: e2rank locks indexes by fcntl, which this system lacks" in done.stderr

@@ -69,3 +69,10 @@ class Nothing:
         return []
 
     get_outputs = get_inputs
+
+
+def test_without_affinity_all_cores_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert usable_cores(Path("nowhere")) == 7

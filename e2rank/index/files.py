@@ -1,7 +1,6 @@
 """Files of an index, compared with its manifest, and one writer at a time."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -13,6 +12,13 @@ from typing import IO, Any
 
 from e2rank.durable import file_entry, naming
 from e2rank.errors import IndexBusy, IndexFormatError
+
+try:
+    import fcntl
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "e2rank locks indexes by fcntl, which this system lacks: use Linux (on Windows, in WSL)"
+    ) from error
 
 LOCK = ".lock"
 

@@ -36,7 +36,10 @@ def usable_cores(groups: Path = _GROUPS) -> int:
     Args:
         groups: where the system's control groups are mounted.
     """
-    found = [len(os.sched_getaffinity(0)), _quota(groups)]
+    # macOS does not say where a process may run.
+    bound = hasattr(os, "sched_getaffinity")
+    own = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
+    found = [own, _quota(groups)]
     asked = os.environ.get("OMP_NUM_THREADS", "").strip()
     if asked.isascii() and asked.isdigit() and int(asked):
         found.append(int(asked))
