@@ -245,14 +245,15 @@ class Engine(Indexed):
         """
         ranking = pairs_of(ranking)
         check_ranking(ranking)
-        store = self.store
+        # A refresh meanwhile may change both.
+        store, encoder = self.store, self.encoder
         check_queries([query], store.dim)
         found = rows_of(store, [identifier for identifier, _ in ranking])
         for identifier, _ in ranking:
             if identifier not in found:
                 raise ValueError(f"the index holds no document {identifier!r}")
         parts = [found[identifier] for identifier, _ in ranking]
-        read, rows = self._nearest(query, parts)
+        read, rows = _nearest(encoder, store, query, parts)
         search = Search(
             gatherer=GivenList(
                 np.array(rows, dtype=np.int64),
@@ -260,29 +261,14 @@ class Engine(Indexed):
                 read,
             ),
             store=store,
-            encoder=self.encoder,
+            encoder=encoder,
             refine=self._refine(refine, store),
-            reranker=choose(rerank, self.encoder, shown, prompt),
+            reranker=choose(rerank, encoder, shown, prompt),
             k=max(len(ranking), 1),
             depth=max(len(ranking), 1),
             weight=fuse,
         )
         return search.run([query])[0]
-
-    def _nearest(
-        self, query: str, parts: Sequence[Sequence[int]]
-    ) -> tuple[Encoding | None, list[int]]:
-        """Of the rows of each document the one nearest to the query, and that encoded, if it was.
-
-        Where there is a choice, and the encoder does not fail.
-        """
-        if isinstance(query, str) and any(len(own) > 1 for own in parts):
-            try:
-                read = self.encoder.encode_queries([query])
-                return read, nearest_of(self.store, read.vectors[0], parts)
-            except Exception as error:  # whatever a model may raise, the list still stands
-                _log.warning("%s; documents stand by their first passages", error)
-        return None, [own[0] for own in parts]
 
     def _refine(self, refine: Refine, store: Store) -> MaxSim | None:
         """How to refine; refused at the call where token vectors are lacking."""
@@ -297,3 +283,19 @@ def _collapse(asked: str | Literal[False] | None, store: Store) -> Collapse | No
     if asked is None:
         return Collapse() if is_split(store) else None
     return None if asked is False else Collapse(asked)
+
+
+def _nearest(
+    encoder: Encoder, store: Store, query: str, parts: Sequence[Sequence[int]]
+) -> tuple[Encoding | None, list[int]]:
+    """Of the rows of each document the one nearest to the query, and that encoded, if it was.
+
+    Where there is a choice, and the encoder does not fail.
+    """
+    if isinstance(query, str) and any(len(own) > 1 for own in parts):
+        try:
+            read = encoder.encode_queries([query])
+            return read, nearest_of(store, read.vectors[0], parts)
+        except Exception as error:  # whatever a model may raise, the list still stands
+            _log.warning("%s; documents stand by their first passages", error)
+    return None, [own[0] for own in parts]

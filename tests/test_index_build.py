@@ -61,6 +61,25 @@ def build(folder: Path, documents: Any = DOCUMENTS, **changes: Any) -> Manifest:
     return build_index(documents, folder, **(options | changes))
 
 
+def test_all_that_a_build_names_is_durable_before_it_is_and_so_is_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, durable, lost = tmp_path / "index", set[int](), list[str]()
+    monkeypatch.setattr(os, "fsync", lambda handle: durable.add(os.fstat(handle).st_ino))
+    save = Manifest.save
+
+    def saved(manifest: Manifest, where: Path) -> None:
+        places = {place for name in manifest.files for place in (name, *Path(name).parents)}
+        places |= {".", ".."}
+        lost.extend(str(each) for each in places if (where / each).stat().st_ino not in durable)
+        save(manifest, where)
+
+    monkeypatch.setattr(Manifest, "save", saved)
+    build(folder)
+    assert not lost
+    assert len(Manifest.load(folder).files) > 2
+
+
 def interrupted(folder: Path, stop_at: int = 2, **changes: Any) -> Path:
     """A build that was stopped when `stop_at` batches were done."""
     with pytest.raises(KeyboardInterrupt):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,9 @@ from e2rank import (
     Hybrid,
     IndexConfig,
     IndexFormatError,
+    whole,
 )
+from e2rank.encoders import Encoding
 from e2rank.encoders.combined import Combined
 from e2rank.encoders.hashing import HashingEncoder
 from e2rank.encoders.tokens import Wording
@@ -576,3 +578,43 @@ def test_of_a_relevant_document_its_nearest_passage_is_learned_from_and_no_other
     assert others <= {*ids_of(*CORPUS)} - {*own}
     with pytest.raises(ValueError, match="has no document 'a#9'"):
         list(mine(engine, [query], {query: {"a#9"}}))
+
+
+def test_documents_of_passages_that_are_gone_are_not_counted_as_deleted_again(
+    tmp_path: Path,
+) -> None:
+    with Engine.build(CORPUS, tmp_path / "i", Hashing(), CONFIG) as engine:
+        assert engine.delete(where={"year": 1950}) == 2
+        assert engine.delete(where={"year": 1950}) == 0
+
+
+def test_an_index_is_whole_whose_first_passages_came_last(tmp_path: Path) -> None:
+    text = CORPUS[0].text
+    with Engine.build(CORPUS, tmp_path / "i", Hashing(), CONFIG) as engine:
+        engine.add([Document("a", text[3::-1] + text[4:], "Wings", {"year": 1950})])
+        rows = whole.rows_of(engine.store, ["a"])["a"]
+        assert rows != sorted(rows)
+        engine.verify()
+
+
+def test_a_list_is_reranked_on_the_commit_that_was_open_when_it_was_given(tmp_path: Path) -> None:
+    def text(word: str) -> str:
+        return " ".join([f"{word} wing panel flutter number."] * 6)
+
+    much = f"{text('heat')} {'stall ' * 4}{'jet ' * 4}jet. {text('layer')}"
+    given = [Document("x", text("shock")), Document("y", much), Document("z", text("jet"))]
+    with Engine.build(given, tmp_path / "i", Hashing(), CONFIG) as engine:
+        (before,) = engine.rerank("stall jet", [("y", 1.0)], rerank=False)
+        assert before.start
+        read = engine.encoder.encode_queries
+
+        def meanwhile(texts: Sequence[str]) -> Encoding:
+            with Engine.open(tmp_path / "i", Hashing()) as other:
+                other.delete(["x"])
+                other.compact()
+            engine.refresh()
+            return read(texts)
+
+        engine.encoder.encode_queries = meanwhile  # type: ignore[method-assign]
+        (found,) = engine.rerank("stall jet", [("y", 1.0)], rerank=False)
+        assert (found.text, found.start) == (before.text, before.start)

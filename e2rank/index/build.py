@@ -79,6 +79,8 @@ def build_index(  # noqa: PLR0913 - one call, every choice by name
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"config": config.to_dict(), "encoder": encoder.to_dict()}
     try:
+        if made:
+            sync(folder.parent)
         with one_writer(folder):
             build = _Build(folder, asked, config, progress)
             return build.run(documents, contract, settings, resume=resume, overwrite=overwrite)
@@ -196,6 +198,7 @@ class _Build:
         part.rename(final)
         try:
             sync(final.parent)
+            sync(self._folder)
             manifest.save(self._folder)
         except BaseException:
             # An interrupt may come after the manifest is in place: then the index is whole.
