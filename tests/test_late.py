@@ -424,6 +424,10 @@ def test_without_stored_token_vectors_texts_are_encoded_and_that_is_said_once(
     engine: Engine, documents: list[Document], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Engine.build(shorter(documents), tmp_path / "plain", base()).close()
+    assert [each.split(":")[0] for each in caplog.messages] == [
+        "1 of the documents read have neither title nor text"
+    ]
+    caplog.clear()
     stored = engine.search(QUERY, COUNT, depth=COUNT, rerank="tokens")
     assert caplog.messages == []
     with Engine.open(tmp_path / "plain", adapted()) as plain, caplog.at_level(logging.WARNING):
