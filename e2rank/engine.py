@@ -150,7 +150,7 @@ class Engine(Indexed):
             gatherer=choose_gatherer(gather, Sources(encoder, store, whole, self._bm25)),
             store=store,
             encoder=encoder,
-            refine=self._refine(refine, whole),
+            refine=_refine(refine, encoder, whole),
             reranker=choose(rerank, encoder, shown, prompt),
             k=k,
             depth=depth,
@@ -262,7 +262,7 @@ class Engine(Indexed):
             ),
             store=store,
             encoder=encoder,
-            refine=self._refine(refine, store),
+            refine=_refine(refine, encoder, store),
             reranker=choose(rerank, encoder, shown, prompt),
             k=max(len(ranking), 1),
             depth=max(len(ranking), 1),
@@ -270,19 +270,20 @@ class Engine(Indexed):
         )
         return search.run([query])[0]
 
-    def _refine(self, refine: Refine, store: Store) -> MaxSim | None:
-        """How to refine; refused at the call where token vectors are lacking."""
-        how = choose_refine(refine)
-        if how is not None:
-            check_tokens(self.encoder, store)
-        return how
-
 
 def _collapse(asked: str | Literal[False] | None, store: Store) -> Collapse | None:
     """What is shown once: what was asked for, else the documents of an index of passages."""
     if asked is None:
         return Collapse() if is_split(store) else None
     return None if asked is False else Collapse(asked)
+
+
+def _refine(refine: Refine, encoder: Encoder, store: Store) -> MaxSim | None:
+    """How to refine; refused at the call where token vectors are lacking."""
+    how = choose_refine(refine)
+    if how is not None:
+        check_tokens(encoder, store)
+    return how
 
 
 def _nearest(

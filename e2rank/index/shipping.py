@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from e2rank.durable import sync
+from e2rank.durable import naming, sync
 from e2rank.errors import IndexFormatError
 from e2rank.index.files import LOCK, check_size, damaged
 from e2rank.index.manifest import NAME, Manifest
@@ -55,6 +55,7 @@ def beside(target: Path) -> Iterator[Path]:
     _remove_left(near, begin)
     try:
         with (
+            naming(target),
             tempfile.TemporaryDirectory(_SIDE, begin, near) as side,
             (Path(side) / LOCK).open("w") as lock,
         ):
@@ -65,7 +66,6 @@ def beside(target: Path) -> Iterator[Path]:
             yield Path(side) / target.name
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            error.filename = error.filename or str(target)
             raise
         raise OSError(
             errno.ENOSPC, f"no space left for {target}; nothing was written: free some and repeat"

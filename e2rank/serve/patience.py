@@ -5,14 +5,16 @@ from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from e2rank.serve.lane import RETRY_AFTER
+
 _Base: Any = AutoHTTPProtocol  # its kind depends on what is installed
 
 
 _FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-    b"Connection: close\r\n\r\n"
-    b'{"error": "too many connections are open", "error_type": "Overloaded"}'
-)
+    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+    f"Retry-After: {RETRY_AFTER}\r\nConnection: close\r\n\r\n"
+    '{"error": "too many connections are open", "error_type": "Overloaded"}'
+).encode()
 
 
 class Patient(_Base):  # type: ignore[misc]

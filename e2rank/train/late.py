@@ -19,13 +19,13 @@ from e2rank.train.lists import check_order
 from e2rank.train.losses import soft_kl
 from e2rank.train.ranges import as_tuple, check_ranges, check_strings
 from e2rank.train.states import (
-    beside,
     check_transformer,
     descend,
     forever,
     make_new,
     read_texts,
     recipe_of,
+    with_head,
 )
 
 _log = logging.getLogger("e2rank")
@@ -137,7 +137,7 @@ def train_tokens(config: LateConfig, *, progress: Callable[[int], None] | None =
         rerank="tokens",
     )
     about: dict[str, Any] = {"recipe": recipe_of(config), "lists": len(examples)}
-    beside(base, TOKENS, head, contract, about).save(out)
+    with_head(base, TOKENS, head, contract, about).save(out)
     return out
 
 

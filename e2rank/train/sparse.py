@@ -19,7 +19,7 @@ from e2rank.train.lists import check_order
 from e2rank.train.losses import soft_kl
 from e2rank.train.material import Asked, Material, read_material
 from e2rank.train.ranges import as_tuple, check_ranges, check_strings
-from e2rank.train.states import beside, check_transformer, descend, forever, make_new, recipe_of
+from e2rank.train.states import check_transformer, descend, forever, make_new, recipe_of, with_head
 
 _log = logging.getLogger("e2rank")
 
@@ -128,7 +128,7 @@ def train_sparse(config: SparseConfig, *, progress: Callable[[int], None] | None
     contract = dataclasses.replace(
         base.contract, sparse_dim=len(head.bias), sparse_terms=config.sparse_terms
     )
-    beside(base, SPARSE, head, contract, {"sparse": recipe_of(config)}).save(out)
+    with_head(base, SPARSE, head, contract, {"sparse": recipe_of(config)}).save(out)
     return out
 
 

@@ -75,7 +75,7 @@ def descend(
             progress(step + 1)
 
 
-def beside(
+def with_head(
     base: TorchEncoder, part: str, head: torch.nn.Module, contract: Contract, about: dict[str, Any]
 ) -> Adapter:
     """The adapter of a new head, beside all that its base holds.
